@@ -1,0 +1,74 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from vitdeploy.compress.calibrate import Probe, collect_range_errors, collect_statistics
+from vitdeploy.errors import CompressionError
+from vitdeploy.graph.qdq import ActivationRange, QuantScheme
+from vitdeploy.targets.onnx import runner_from_model
+
+NORMED = Probe("normed", -1, 3)
+
+
+def batches_of(pixels: np.ndarray, size: int):
+    return lambda: (
+        {"pixel_values": pixels[start : start + size]} for start in range(0, len(pixels), size)
+    )
+
+
+def activation(model: ir.Model, name: str, pixels: np.ndarray) -> np.ndarray:
+    copy = model.clone()
+    value = next(o for n in copy.graph for o in n.outputs if o.name == name)
+    copy.graph.outputs.append(value)
+    with runner_from_model(copy) as runner:
+        return runner({"pixel_values": pixels})[name]
+
+
+def test_streamed_statistics_equal_those_of_all_activations(
+    vit_graph: ir.Model, pixels: np.ndarray
+):
+    stored = activation(vit_graph, "normed", pixels)
+    streamed = collect_statistics(vit_graph, [NORMED], batches_of(pixels, 2))["normed"]
+    np.testing.assert_array_equal(streamed.low, stored.min((0, 1)))
+    np.testing.assert_array_equal(streamed.high, stored.max((0, 1)))
+    # Summed in another order.
+    np.testing.assert_allclose(streamed.square, np.square(stored).mean((0, 1)), rtol=1e-5)
+    assert streamed.positions == 16
+
+
+def test_batch_size_does_not_matter(vit_graph: ir.Model, pixels: np.ndarray):
+    one = collect_statistics(vit_graph, [NORMED], batches_of(pixels, 1))["normed"]
+    four = collect_statistics(vit_graph, [NORMED], batches_of(pixels, 4))["normed"]
+    np.testing.assert_array_equal(one.low, four.low)
+    np.testing.assert_allclose(one.square, four.square, rtol=1e-5)
+
+
+def test_range_errors_equal_a_computation_by_hand(vit_graph: ir.Model, pixels: np.ndarray):
+    stored = activation(vit_graph, "normed", pixels).astype(np.float64)
+    candidates = [ActivationRange(-4.0, 4.0), ActivationRange(-1.0, 1.0)]
+    errors = collect_range_errors(
+        vit_graph, {NORMED: candidates}, QuantScheme(), batches_of(pixels, 2)
+    )["normed"]
+    for row, interval in zip(errors, candidates, strict=True):
+        scale, zero = interval.parameters(QuantScheme())
+        codes = np.clip(np.rint(stored / scale) + int(zero), 0, 255)
+        expected = np.square((codes - int(zero)) * float(scale) - stored).sum((0, 1))
+        # float32 sums in the graph; values at .5 may round to either side.
+        np.testing.assert_allclose(row, expected, rtol=2e-3)
+
+
+def test_refuses_no_images(vit_graph: ir.Model):
+    with pytest.raises(CompressionError, match="no image"):
+        collect_statistics(vit_graph, [NORMED], lambda: iter(()))
+
+
+def test_refuses_nan_activations(vit_graph: ir.Model, pixels: np.ndarray):
+    pixels[0, 0, 0, 0] = np.nan
+    with pytest.raises(CompressionError, match="'normed' holds NaN"):
+        collect_statistics(vit_graph, [NORMED], batches_of(pixels, 2))
+
+
+def test_the_graph_is_not_changed(vit_graph: ir.Model, pixels: np.ndarray):
+    before = ir.to_proto(vit_graph).SerializeToString(deterministic=True)
+    collect_statistics(vit_graph, [NORMED], batches_of(pixels, 2))
+    assert ir.to_proto(vit_graph).SerializeToString(deterministic=True) == before

@@ -1,0 +1,52 @@
+"""From a vision transformer's checkpoint to a checked artefact for an edge device.
+
+The functions do what the commands of the same name do; they return values, raise
+`vitdeploy.errors` and never print or exit. Everything is imported when first used, so that
+`import vitdeploy` and `vitdeploy --help` cost no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.version import __version__
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.checking import check
+    from vitdeploy.pipeline import export, run
+    from vitdeploy.predictor import Predictor, load
+    from vitdeploy.profiling import profile
+    from vitdeploy.recipe import Recipe
+    from vitdeploy.report import Report
+
+_PLACES = {
+    "Bundle": "vitdeploy.bundle",
+    "Predictor": "vitdeploy.predictor",
+    "Recipe": "vitdeploy.recipe",
+    "Report": "vitdeploy.report",
+    "check": "vitdeploy.checking",
+    "export": "vitdeploy.pipeline",
+    "load": "vitdeploy.predictor",
+    "profile": "vitdeploy.profiling",
+    "run": "vitdeploy.pipeline",
+}
+
+__all__ = [
+    "Bundle",
+    "Predictor",
+    "Recipe",
+    "Report",
+    "__version__",
+    "check",
+    "export",
+    "load",
+    "profile",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'vitdeploy' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PLACES[name]), name)

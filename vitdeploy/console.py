@@ -1,0 +1,101 @@
+"""What people see: progress bars, tables and messages, all on stderr; JSON on stdout.
+
+The only module that prints.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+def people() -> Console:
+    """Return the console for people: stderr, plain where that is no terminal."""
+    # A pipe has no width; 100 columns keep the tables whole there.
+    width = None if sys.stderr.isatty() else 100
+    return Console(stderr=True, highlight=False, width=width)
+
+
+def print_json(text: str) -> None:
+    """Print machine-readable text on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_error(message: str) -> None:
+    """Print one error for people."""
+    people().print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True)
+
+
+def print_line(message: str) -> None:
+    """Print one line for people."""
+    people().print(_escape(message), soft_wrap=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table for people; columns whose name starts with `>` are right-aligned."""
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*(_escape(cell) for cell in row))
+    people().print(table)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+class ConsoleProgress:
+    """A `progress.Progress` on stderr: a bar on a terminal, one line a stage elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = people()
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> "ConsoleProgress":
+        if not self._quiet and self._console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description:<20}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def stage(self, name: str) -> None:
+        """Show that a stage begins."""
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=None)
+        elif not self._quiet:
+            self._console.print(f"{name} ...")
+
+    def step(self, done: int, total: int) -> None:
+        """Move the bar of the current stage."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def note(self, message: str) -> None:
+        """Show one line that matters now."""
+        if not self._quiet:
+            self._console.print(f"[yellow]note:[/] {_escape(message)}", soft_wrap=True)

@@ -1,0 +1,303 @@
+"""What a run writes beside the artefacts: the report, the manifest's head, the model card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from vitdeploy.bundle import Artifact, Bundle, BundleWriter
+from vitdeploy.environment import describe_environment, package_versions
+from vitdeploy.gates import check_gates
+from vitdeploy.image_sets import Chosen, stamps_of
+from vitdeploy.manifest import Manifest, ModelEntry
+from vitdeploy.measure import StageRecord, Timing
+from vitdeploy.models.description import ModelDescription
+from vitdeploy.models.spec import LoadedModel
+from vitdeploy.onnx_export import Parity
+from vitdeploy.recipe import Recipe, recipe_sha256, yaml_from_recipe
+from vitdeploy.report import (
+    WRITERS,
+    ArtifactRow,
+    FidelityRow,
+    GateRow,
+    LatencyRow,
+    ModelInfo,
+    ParityRow,
+    PrecisionInfo,
+    Report,
+    StageRow,
+)
+from vitdeploy.report.schema import MIN_SAMPLES_FOR_P99
+from vitdeploy.version import __version__
+
+REFERENCE = "reference"
+"""Name of the FP32 ONNX among the timed subjects and the sizes."""
+SLOWER_BELOW = 0.97
+"""A ratio below this is slower; between it and 1 is noise."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """An artefact and how much of it is INT8."""
+
+    artifact: Artifact
+    int8_macs_percent: float | None = None
+    kept_float: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latencies of one target and part."""
+
+    target: str
+    part: str
+    engine: str
+    threads: int
+    precision: str
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a run found out."""
+
+    compressed: Sequence[Compressed]
+    reference_bytes: int
+    fidelity: Sequence[FidelityRow]
+    parity: Sequence[Parity]
+    latency: Sequence[Measured]
+    stages: Sequence[StageRecord]
+
+
+def assemble_report(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    description: ModelDescription,
+    images: Chosen,
+    findings: Findings,
+) -> Report:
+    """Return the report of a run, its gates checked."""
+    speedup, speedup_reason = _speedups(recipe, findings)
+    medians: dict[str, float | None] = {
+        name: _median(findings.latency, name) for name in recipe.targets
+    }
+    gates = check_gates(recipe.gates, recipe.targets, findings.fidelity, speedup, medians)
+    stamps = stamps_of(images, recipe)
+    return Report(
+        vitdeploy_version=__version__,
+        created=_now(),
+        model=_model_info(loaded, description),
+        precision=PrecisionInfo(requested=recipe.precision),
+        artifacts=tuple(_artifact_row(item) for item in findings.compressed),
+        stamps=stamps,
+        calibration=images.calibration.describe() if images.calibration else None,
+        calibration_reason=None if images.calibration else f"{recipe.precision} needs none",
+        evaluation=images.evaluation.describe(),
+        fidelity=tuple(findings.fidelity),
+        latency=tuple(latency_row(item) for item in findings.latency),
+        speedup=speedup,
+        speedup_reason=speedup_reason,
+        size_bytes=_sizes(findings),
+        parity=tuple(_parity_row(row) for row in findings.parity),
+        gates=tuple(gates),
+        stages=tuple(
+            StageRow(name=s.name, seconds=s.seconds, peak_rss_bytes=s.peak_rss_bytes)
+            for s in findings.stages
+        ),
+        environment=describe_environment(),
+        recipe_sha256=recipe_sha256(recipe),
+        notes=(*loaded.spec.notes, *images.notes, *_advice(recipe, speedup)),
+    )
+
+
+def write_documents(
+    writer: BundleWriter, report: Report, loaded: LoadedModel, recipe: Recipe
+) -> None:
+    """Write report.json, report.html, model_card.md and recipe.yaml; describe the manifest."""
+    spec = loaded.spec
+    writer.describe(
+        Manifest(
+            model=ModelEntry(
+                name=spec.name,
+                family=spec.family,
+                source=spec.source,
+                task=spec.task,
+                weights=spec.weights,
+            ),
+            preprocess=spec.preprocess.to_dict(),
+            label_names=spec.label_names,
+            stamps=report.stamps,
+            versions=package_versions(),
+        )
+    )
+    texts = {
+        "report.json": WRITERS["json"].render(report),
+        "report.html": WRITERS["html"].render(report),
+        "recipe.yaml": yaml_from_recipe(recipe.model_copy(update={"output": None})),
+    }
+    for name, text in texts.items():
+        writer.add_file(name).write_text(text, encoding="utf-8", newline="\n")
+    card = WRITERS["markdown"].render(report, writer.manifest().model_dump(mode="json"))
+    writer.add_file("model_card.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def report_of_bundle(
+    bundle: Bundle, fidelity: tuple[FidelityRow, ...], gates: tuple[GateRow, ...]
+) -> Report:
+    """Return the report of a check, made from the manifest and what was measured now."""
+    manifest = bundle.manifest
+    unknown = "not measured by a check; see the bundle's own report"
+    artifacts = bundle.artifacts()
+    size = manifest.preprocess["size"]
+    return Report(
+        vitdeploy_version=__version__,
+        created=_now(),
+        model=ModelInfo(
+            **manifest.model.model_dump(),
+            image_size=(size[0], size[1]),
+            parameters_reason=unknown,
+            gmacs_reason=unknown,
+        ),
+        precision=PrecisionInfo(requested="/".join(sorted({a.precision for a in artifacts}))),
+        artifacts=tuple(_artifact_row(Compressed(item), unknown) for item in artifacts),
+        stamps=manifest.stamps,
+        calibration_reason=unknown,
+        evaluation_reason="compared on the bundle's golden inputs",
+        fidelity=fidelity,
+        size_bytes={item.target: item.bytes for item in artifacts},
+        gates=gates,
+        environment=describe_environment(),
+        recipe_sha256_reason=unknown,
+    )
+
+
+def profile_report(rows: Sequence[Measured], sizes: Mapping[str, int]) -> Report:
+    """Return the report of a profile; speed-ups are against the first row's target."""
+    unknown = "a profile measures latency only"
+    names = list(dict.fromkeys(row.target for row in rows))
+    base = _median(rows, names[0])
+    medians = {name: _median(rows, name) for name in names}
+    return Report(
+        vitdeploy_version=__version__,
+        created=_now(),
+        model=ModelInfo(
+            name=", ".join(names),
+            family="any",
+            source="profile",
+            task="any",
+            weights="unknown",
+            image_size_reason=unknown,
+            parameters_reason=unknown,
+            gmacs_reason=unknown,
+        ),
+        precision=PrecisionInfo(requested="as built"),
+        calibration_reason=unknown,
+        evaluation_reason=unknown,
+        latency=tuple(latency_row(row) for row in rows),
+        speedup={name: base / m if base and m else None for name, m in medians.items()},
+        size_bytes=dict(sizes),
+        environment=describe_environment(),
+        recipe_sha256_reason=unknown,
+    )
+
+
+def latency_row(measured: Measured) -> LatencyRow:
+    """Return the report's row of one timing; p99 is null below 100 samples."""
+    timing = measured.timing
+    count = len(timing.samples_ms)
+    enough = count >= MIN_SAMPLES_FOR_P99
+    return LatencyRow(
+        target=measured.target,
+        part=measured.part,
+        engine=measured.engine,
+        precision=measured.precision,
+        batch=timing.batch,
+        threads=measured.threads,
+        p50_ms=timing.p50_ms,
+        p90_ms=timing.percentile(90),
+        p99_ms=timing.percentile(99) if enough else None,
+        p99_ms_reason=None if enough else f"{count} samples; {MIN_SAMPLES_FOR_P99} are needed",
+        mean_ms=timing.mean_ms,
+        samples=count,
+        throughput_ips=timing.throughput_ips,
+    )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _model_info(loaded: LoadedModel, description: ModelDescription) -> ModelInfo:
+    spec = loaded.spec
+    return ModelInfo(
+        name=spec.name,
+        family=spec.family,
+        source=spec.source,
+        task=spec.task,
+        weights=spec.weights,
+        image_size=spec.preprocess.size,
+        parameters=description.parameters,
+        gmacs=description.gmacs,
+    )
+
+
+def _artifact_row(item: Compressed, unknown: str | None = None) -> ArtifactRow:
+    artifact = item.artifact
+    share = item.int8_macs_percent
+    reason = unknown or f"precision {artifact.precision} has no INT8"
+    return ArtifactRow(
+        target=artifact.target,
+        part=artifact.part,
+        precision=artifact.precision,
+        path=f"{artifact.path.parent.name}/{artifact.path.name}",
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+        int8_macs_percent=share,
+        int8_macs_percent_reason=None if share is not None else reason,
+    )
+
+
+def _parity_row(row: Parity) -> ParityRow:
+    return ParityRow(
+        part=row.part,
+        batch=row.batch,
+        max_abs_diff=row.max_abs_diff,
+        max_relative=row.max_relative,
+        tolerance=row.tolerance,
+        passed=row.passed,
+    )
+
+
+def _sizes(findings: Findings) -> dict[str, int]:
+    sizes = {REFERENCE: findings.reference_bytes}
+    for item in findings.compressed:
+        artifact = item.artifact
+        sizes[artifact.target] = sizes.get(artifact.target, 0) + artifact.bytes
+    return sizes
+
+
+def _median(latency: Sequence[Measured], target: str) -> float | None:
+    """Return the sum of the parts' median latencies in milliseconds, None if not measured."""
+    medians = [item.timing.p50_ms for item in latency if item.target == target]
+    return sum(medians) if medians else None
+
+
+def _speedups(recipe: Recipe, findings: Findings) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return by target the ratio of medians FP32 reference / artefact, or why there is none."""
+    reference = _median(findings.latency, REFERENCE)
+    values: dict[str, float | None] = {}
+    for name in recipe.targets:
+        own = _median(findings.latency, name)
+        values[name] = reference / own if reference and own else None
+    missing = {name: "latency was not measured" for name, v in values.items() if v is None}
+    return values, missing
+
+
+def _advice(recipe: Recipe, speedup: Mapping[str, float | None]) -> list[str]:
+    notes = []
+    for name, ratio in speedup.items():
+        if recipe.precision != "fp32" and ratio is not None and ratio < SLOWER_BELOW:
+            notes.append(
+                f"{recipe.precision} on {name} is {1 / ratio:.1f}x slower than FP32 on ONNX "
+                "Runtime here; use it for its size only."
+            )
+    return notes

@@ -1,0 +1,1 @@
+"""Exact and quantising passes over ONNX graphs; none of them knows torch."""

@@ -1,0 +1,46 @@
+"""Writing an ONNX file: one protobuf below 2 GB, external data beside it above."""
+
+import contextlib
+import errno
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vitdeploy.errors import DataError
+
+PROTOBUF_LIMIT_BYTES = 2_000_000_000
+"""Protobuf's limit is 2 GiB for everything; the rest is room for the graph itself."""
+
+
+def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Write `model` to `path` and return the files it consists of, `path` first.
+
+    Weights go to `<stem>.onnx.data` once they exceed `PROTOBUF_LIMIT_BYTES`, whose location
+    is stored relative, so that the pair can be moved together. A failure leaves neither.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
+    external = path.with_name(path.name + ".data")
+    use_external = weights_bytes(model) > PROTOBUF_LIMIT_BYTES
+    try:
+        ir.save(model, path, external_data=external.name if use_external else None)
+    except OSError as error:
+        for written in (path, external):
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise DataError(
+                f"disk full while writing '{path.name}'; free some space and run again."
+            ) from error
+        raise DataError(f"'{path.name}' cannot be written: {error.strerror}.") from error
+    return (path, external) if use_external else (path,)
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Return the size of all constants in bytes."""
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )

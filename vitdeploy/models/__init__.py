@@ -1,0 +1,236 @@
+"""Which models there are, and loading them: names in, `LoadedModel` out.
+
+`FAMILIES` holds every module of `families/`; to add a family is one module there, one line here
+and one test module. timm and transformers do the modelling. The other modules of this package
+are no families: spec, reference, hub, checkpoint, random_weights, trace, outputs, patches,
+timm_models, transformers_input and description serve them. Nothing imports torch before `load`.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vitdeploy.errors import ModelError, UnsupportedError, UsageError, suggest
+from vitdeploy.models.families import (
+    deit,
+    digits,
+    dinov2,
+    dinov3,
+    fastvit,
+    swin,
+    timm,
+    transformers,
+    vit,
+)
+from vitdeploy.models.reference import Alias, Reference, is_folder_name, read_folder_config
+from vitdeploy.models.spec import LoadedModel, LoadOptions
+from vitdeploy.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from vitdeploy.models.description import ModelDescription
+
+__all__ = [
+    "FAMILIES",
+    "Alias",
+    "AliasRow",
+    "Family",
+    "LoadOptions",
+    "LoadedModel",
+    "Reference",
+    "aliases",
+    "describe",
+    "load",
+    "load_model",
+    "owner",
+    "resolve",
+]
+
+
+class Family(Protocol):
+    """What a family module has."""
+
+    @property
+    def ALIASES(self) -> Mapping[str, Alias]:  # noqa: N802
+        """Short names, and what they stand for."""
+        ...
+
+    def owns(self, architecture: str, /) -> bool:
+        """Return True where the timm architecture name belongs to this family."""
+        ...
+
+    def load(self, reference: Reference, options: LoadOptions, /) -> LoadedModel:
+        """Return the model in FP32, in eval mode."""
+        ...
+
+
+# Asked in this order; the generic ones come last.
+FAMILIES: Mapping[str, Family] = types.MappingProxyType(
+    {
+        "digits": digits,
+        "vit": vit,
+        "deit": deit,
+        "swin": swin,
+        "dinov2": dinov2,
+        "dinov3": dinov3,
+        "fastvit": fastvit,
+        "transformers": transformers,
+        "timm": timm,
+    }
+)
+
+_NOT_YET = ("sam-", "sam2-", "sam2.1-")
+
+
+@dataclass(frozen=True)
+class AliasRow:
+    """One line of `vitdeploy models`."""
+
+    name: str
+    family: str
+    source: str
+    image_size: int
+    """Pixels of the square input."""
+
+
+def aliases() -> tuple[AliasRow, ...]:
+    """Return every alias, by family."""
+    return tuple(
+        AliasRow(name, key, alias.source, alias.image_size)
+        for key, family in FAMILIES.items()
+        for name, alias in family.ALIASES.items()
+    )
+
+
+def resolve(name: str) -> Reference:
+    """Return what MODEL refers to, without its weights; reads a folder's config.json at most.
+
+    Raises:
+        ModelError: no such alias, timm name or folder; suggests the nearest.
+        UsageError: the name is empty, or a file.
+        UnsupportedError: a family that a later version brings.
+    """
+    if not name.strip():
+        raise UsageError("MODEL is empty. Give an alias, timm:NAME, hf:REPO or a model folder.")
+    for key, family in FAMILIES.items():
+        if name in family.ALIASES:
+            return _from_alias(name, key, family.ALIASES[name])
+    prefix, _, rest = name.partition(":")
+    if prefix == "timm":
+        return _from_timm(name, rest)
+    if prefix == "hf":
+        if not rest:
+            raise UsageError("hf: needs a repository, for instance hf:facebook/dinov2-small.")
+        return Reference(name, "transformers", "hf", rest)
+    if name.startswith(_NOT_YET):
+        raise UnsupportedError(f"'{name}': SAM models are not available in this version.")
+    if Path(name).is_file() or is_folder_name(name):
+        return _from_folder(name)
+    raise ModelError(_unknown(name))
+
+
+def load(options: LoadOptions) -> LoadedModel:
+    """Return the model that `options` name, in FP32 and eval mode, on the CPU.
+
+    Raises:
+        ModelError: the name, its files or the image size do not do; or the weights cannot be
+            had (offline), read, or trusted.
+        UsageError: options that exclude each other.
+        UnsupportedError: not available in this version.
+    """
+    reference = resolve(options.source)
+    if reference.kind == "hf":
+        reference = _hub_layout(reference)
+    return FAMILIES[reference.family].load(reference, options)
+
+
+def load_model(section: ModelSection, seed: int) -> LoadedModel:
+    """Return the model that a recipe's `model` section names; see `load`."""
+    return load(
+        LoadOptions(
+            source=section.source,
+            checkpoint=None if section.checkpoint is None else Path(section.checkpoint),
+            random_weights=section.random_weights,
+            image_size=section.image_size,
+            outputs=section.outputs,
+            seed=seed,
+        )
+    )
+
+
+def describe(loaded: LoadedModel) -> "ModelDescription":
+    """Return what `vitdeploy inspect` shows of `loaded`; see `description`."""
+    from vitdeploy.models import description
+
+    return description.describe(loaded)
+
+
+def owner(architecture: str) -> str:
+    """Return the key of the family that a timm architecture name belongs to."""
+    return next(key for key, family in FAMILIES.items() if family.owns(architecture))
+
+
+def _from_alias(name: str, family: str, alias: Alias) -> Reference:
+    kind, _, value = alias.source.partition(":")
+    if kind == "packaged":
+        folder = Path(__file__).parent / value
+        return Reference(name, family, "packaged", str(folder), alias.image_size)
+    return Reference(name, family, "timm", value, alias.image_size)
+
+
+def _from_timm(name: str, architecture: str) -> Reference:
+    """Return the reference of `timm:NAME`; imports timm to know its names."""
+    import timm as timm_library
+
+    bare, _, tag = architecture.partition(".")
+    if not timm_library.is_model(bare):
+        near = suggest(f"timm:{bare}", (f"timm:{known}" for known in timm_library.list_models()))
+        raise ModelError(
+            f"timm {timm_library.__version__} has no model '{bare}'.{near} "
+            "timm.list_models() lists them."
+        )
+    tagged = timm_library.list_pretrained(f"{bare}.*")
+    if tag and architecture not in tagged:
+        raise ModelError(
+            f"timm {timm_library.__version__} has no weights '{tag}' for '{bare}'."
+            f"{suggest(architecture, tagged)} Known: {', '.join(tagged) or 'none'}."
+        )
+    return Reference(name, owner(bare), "timm", architecture)
+
+
+def _from_folder(name: str) -> Reference:
+    folder = Path(name).expanduser()
+    kind, config = read_folder_config(folder)
+    if kind == "transformers-folder":
+        return Reference(name, "transformers", kind, str(folder))
+    return Reference(name, owner(str(config["architecture"])), kind, str(folder))
+
+
+def _hub_layout(reference: Reference) -> Reference:
+    """Return `reference` with the family of the layout its hub repository has."""
+    from huggingface_hub import hf_hub_download
+
+    from vitdeploy.models.hub import hub_access
+    from vitdeploy.models.reference import read_json
+
+    with hub_access(reference.source):
+        config = read_json(Path(hf_hub_download(reference.value, "config.json")))
+    if "architecture" not in config:
+        return reference
+    return dataclasses.replace(reference, family=owner(str(config["architecture"])))
+
+
+def _unknown(name: str) -> str:
+    import timm as timm_library
+
+    known = [row.name for row in aliases()]
+    near = suggest(name, known)
+    if not near:
+        bare = timm_library.list_models()
+        near = suggest(f"timm:{name}", (f"timm:{architecture}" for architecture in bare))
+    return (
+        f"unknown model '{name}'.{near} Allowed: an alias (`vitdeploy models` lists them), "
+        "timm:NAME, hf:REPO, or a model folder."
+    )

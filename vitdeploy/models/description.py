@@ -1,0 +1,90 @@
+"""What `vitdeploy inspect` shows of a loaded model: sizes, work and parts. No measurement."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitdeploy.data import Preprocess
+from vitdeploy.models.spec import AttentionSite, LoadedModel, TensorSpec
+from vitdeploy.models.trace import run_shapes
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """One exportable part."""
+
+    name: str
+    parameters: int
+    gmacs: float
+    """10^9 multiply-accumulates of one image: convolutions and matrix products, attention too."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A loaded model in figures."""
+
+    name: str
+    family: str
+    source: str
+    task: str
+    weights: str
+    parameters: int
+    gmacs: float
+    tokens: int | None
+    """Tokens of the longest softmax row; None without attention."""
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    preprocess: Preprocess
+    attention: tuple[AttentionSite, ...]
+    parts: tuple[PartDescription, ...]
+    label_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def describe(loaded: LoadedModel) -> ModelDescription:
+    """Return the figures of `loaded`.
+
+    Raises:
+        ModelError: a part does not run at its own input size.
+    """
+    spec = loaded.spec
+    parts = tuple(
+        PartDescription(
+            name=part.name,
+            parameters=sum(p.numel() for p in part.module.parameters()),
+            gmacs=_gmacs(part.module, spec.preprocess.size[0]),
+            inputs=part.inputs,
+            outputs=part.outputs,
+        )
+        for part in loaded.parts
+    )
+    return ModelDescription(
+        name=spec.name,
+        family=spec.family,
+        source=spec.source,
+        task=spec.task,
+        weights=spec.weights,
+        parameters=sum(part.parameters for part in parts),
+        gmacs=sum(part.gmacs for part in parts),
+        tokens=max((site.tokens for site in loaded.attention if site.tokens), default=None),
+        image_size=spec.preprocess.size,
+        preprocess=spec.preprocess,
+        attention=loaded.attention,
+        parts=parts,
+        label_names=spec.label_names,
+        notes=spec.notes,
+    )
+
+
+def _gmacs(module: nn.Module, image_size: int) -> float:
+    def count(copied: nn.Module, images: torch.Tensor) -> int:
+        with FlopCounterMode(display=False) as counter:
+            copied(images)
+        return int(counter.get_total_flops())
+
+    # the counter counts a multiply-accumulate as two operations
+    return int(run_shapes(module, image_size, count)) / 2e9

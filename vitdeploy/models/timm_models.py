@@ -1,0 +1,244 @@
+"""Building and filling models of timm, for every family whose modelling timm does.
+
+A family adds what timm does not know of it: which sizes it takes, and how it is finished for
+export (`TimmAdapter`).
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.data import Preprocess
+from vitdeploy.errors import ModelError, UnsupportedError, UsageError, suggest
+from vitdeploy.models.hub import hub_access, quiet_libraries
+from vitdeploy.models.reference import Reference, read_json
+from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec
+
+# What building a model from a wrong configuration is seen to raise.
+_BUILD_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class TimmAdapter:
+    """What a family adds to timm."""
+
+    size_arguments: Callable[[Any, int], dict[str, Any]]
+    """(model at its own size, pixels) -> arguments of `timm.create_model`; raises `ModelError`
+    where the architecture cannot take the size."""
+    finish: Callable[[Any], Any] = lambda model: model
+    """Returns the model as it is exported, once the weights are in."""
+    size_note: str = "position embeddings are resampled (bicubic)"
+    """What another image size does to the weights."""
+
+
+def load_timm(reference: Reference, options: LoadOptions, adapter: TimmAdapter) -> LoadedModel:
+    """Return the timm model of `reference`, filled as `options` say.
+
+    Raises:
+        ModelError: the name, the folder, the weights or the image size do not do.
+        UsageError: logits of a model without a classifier; two sources of weights.
+        UnsupportedError: the input is not a square RGB image.
+    """
+    from vitdeploy.models.outputs import FEATURE_NAMES, TimmFeatures, choose_outputs, loaded_model
+
+    if options.checkpoint is not None and options.random_weights:
+        raise UsageError("--checkpoint and --random-weights exclude each other; give one.")
+    model, native_size, weights = _filled_model(reference, options, adapter)
+    config = model.pretrained_cfg
+    size = options.image_size or native_size
+    outputs = choose_outputs(
+        options.outputs, reference.name, has_classifier=getattr(model, "num_classes", 0) > 0
+    )
+    tag = config.get("tag")
+    pinned = f".{tag}" if weights == "pretrained" and tag and "." not in reference.value else ""
+    spec = ModelSpec(
+        name=reference.shown_name,
+        family=reference.family,
+        source=reference.source + pinned,
+        task="classification",
+        preprocess=_preprocess(model, size),
+        label_names=tuple(config.get("label_names") or ()),
+        weights=weights,
+        calibration_set="digits" if reference.family == "digits" else "photos",
+        notes=size_notes(native_size, size, adapter.size_note),
+    )
+    module = adapter.finish(model.float().eval())
+    if outputs == "features":
+        return loaded_model(spec, TimmFeatures(module), FEATURE_NAMES)
+    return loaded_model(spec, module, ("logits",))
+
+
+def size_notes(native_size: int, size: int, effect: str) -> tuple[str, ...]:
+    """Return what the user should know of an image size other than the model's own, in pixels."""
+    if size == native_size:
+        return ()
+    note = f"image size {size} instead of {native_size}: {effect}"
+    if size <= 2 * native_size:
+        return (note,)
+    return (
+        note,
+        f"image size {size} is more than twice the training size {native_size}: "
+        "expect lower accuracy without fine-tuning",
+    )
+
+
+def check_multiple(image_size: int, step: int) -> None:
+    """Raise where `image_size` is no positive multiple of `step`, both in pixels.
+
+    Raises:
+        ModelError: names the nearest sizes that are allowed.
+    """
+    if image_size > 0 and image_size % step == 0:
+        return
+    below = image_size // step * step
+    near = f"{below} or {below + step}" if below > 0 else f"{step}"
+    raise ModelError(
+        f"--image-size {image_size}: this model takes multiples of {step} pixels. Nearest: {near}."
+    )
+
+
+def _filled_model(
+    reference: Reference, options: LoadOptions, adapter: TimmAdapter
+) -> tuple[Any, int, Any]:
+    """Return the model with its weights, the size it is trained for, and `ModelSpec.weights`."""
+    name = f"hf-hub:{reference.value}" if reference.kind == "hf" else reference.value
+    if reference.folder is not None:
+        name = f"local-dir:{reference.folder}"
+    model = _built(name, {}, options.seed, reference)
+    native_size = _square_size(model, reference)
+    arguments: dict[str, Any] = {}
+    if options.image_size is not None and options.image_size != native_size:
+        arguments = adapter.size_arguments(model, options.image_size)
+    if getattr(model, "dynamic_img_size", False):  # would resample positions at every inference
+        arguments = {"img_size": options.image_size or native_size, "dynamic_img_size": False}
+    if arguments:
+        model = _built(name, arguments, options.seed, reference)
+    if options.random_weights:
+        from vitdeploy.models.random_weights import randomise_
+
+        randomise_(model, options.seed, options.image_size or native_size)
+        return model, native_size, "random"
+    file = options.checkpoint
+    if file is None and reference.folder is None:
+        return _pretrained(name, arguments, reference), native_size, "pretrained"
+    if file is None:
+        from vitdeploy.models.checkpoint import find_weights
+
+        file = find_weights(Path(str(reference.folder)))
+    _fill_from_file_(model, file, resample=options.image_size is not None)
+    packaged = reference.kind == "packaged" and options.checkpoint is None
+    return model, native_size, "packaged" if packaged else "checkpoint"
+
+
+def _built(name: str, arguments: Mapping[str, Any], seed: int, reference: Reference) -> Any:
+    """Return the model with its library's seeded initialisation."""
+    import timm
+    import torch
+
+    access = hub_access(reference.source) if reference.kind == "hf" else quiet_libraries()
+    try:
+        with access, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(name, pretrained=False, **arguments)
+    except (*_BUILD_ERRORS, OSError) as e:
+        raise ModelError(
+            f"timm cannot build '{reference.name}': {str(e).rstrip('.')}."
+            f"{_architecture_hint(reference)}"
+        ) from e
+
+
+def _architecture_hint(reference: Reference) -> str:
+    import timm
+
+    if reference.folder is None:
+        return ""
+    architecture = str(read_json(reference.folder / "config.json").get("architecture"))
+    if timm.is_model(architecture.partition(".")[0]):
+        return " Check model_args in config.json."
+    return (
+        f" Its config.json names the architecture '{architecture}', which timm "
+        f"{timm.__version__} does not have.{suggest(architecture, timm.list_models())}"
+    )
+
+
+def _pretrained(name: str, arguments: Mapping[str, Any], reference: Reference) -> Any:
+    """Return the model with the weights of its hub, through timm's own download and conversion."""
+    import timm
+
+    from vitdeploy.models.checkpoint import check_finite
+
+    try:
+        with hub_access(reference.source):
+            model = timm.create_model(name, pretrained=True, **arguments)
+    except _BUILD_ERRORS as e:
+        raise ModelError(
+            f"timm cannot load pretrained weights of '{reference.name}': {str(e).rstrip('.')}. "
+            "Use --checkpoint FILE, a model folder, or --random-weights."
+        ) from e
+    check_finite(model.state_dict(), reference.name)
+    return model
+
+
+def _fill_from_file_(model: Any, file: Path, *, resample: bool) -> None:
+    """Load `file` through the conversion timm has for this architecture.
+
+    The conversion also resamples what depends on sizes. That is refused for patches, which are
+    another architecture, and for positions unless `resample` (an image size was asked for).
+
+    Raises:
+        ModelError: the file does not do, or does not fit.
+    """
+    from vitdeploy.models.checkpoint import load_strictly_, read_state_dict
+
+    raw = read_state_dict(file)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    weights = raw
+    if convert is not None:
+        # Keys of another architecture break the conversion; the raw ones are then compared.
+        with contextlib.suppress(*_BUILD_ERRORS, IndexError), quiet_libraries():
+            weights = convert(dict(raw), model)
+    for key, value in raw.items():
+        if key in weights and value.ndim > 1 and weights[key].shape != value.shape:
+            patches = "patch_embed" in key and value.ndim == 4
+            positions = "pos_embed" in key or "relative_position" in key
+            if patches or (positions and not resample):
+                weights[key] = value
+    load_strictly_(model, weights, f"checkpoint '{file.name}'")
+
+
+def _square_size(model: Any, reference: Reference) -> int:
+    """Return the pixels of the model's square RGB input.
+
+    Raises:
+        UnsupportedError: another number of channels, or height is not width.
+    """
+    import timm
+
+    channels, height, width = timm.data.resolve_data_config({}, model=model)["input_size"]
+    if channels != 3 or height != width:
+        raise UnsupportedError(
+            f"'{reference.name}' takes inputs of {channels}x{height}x{width}; this version takes "
+            "square RGB images (3 channels) only."
+        )
+    return int(height)
+
+
+def _preprocess(model: Any, size: int) -> Preprocess:
+    import timm
+
+    config = timm.data.resolve_data_config({}, model=model)
+    red, green, blue = (float(value) for value in config["mean"])
+    red_std, green_std, blue_std = (float(value) for value in config["std"])
+    interpolation = str(config["interpolation"])
+    return Preprocess(
+        size=(size, size),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+        # timm's training-time choice between two; it evaluates such models with bilinear
+        interpolation="bilinear" if interpolation == "random" else interpolation,
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=str(config["crop_mode"]),
+    )

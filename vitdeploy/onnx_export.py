@@ -1,0 +1,212 @@
+"""A part's torch module -> one FP32 ONNX graph, proved equal to the module.
+
+Torch's exporter does the work; `graph.canonical` tidies what comes out. What is ours is the
+proof: the graph's outputs are compared with torch's at two batch sizes, on real images, and
+a difference is an error.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.errors import ExportError
+from vitdeploy.graph.canonical import canonicalise_
+from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, weights_bytes
+from vitdeploy.models.spec import ExportPart
+from vitdeploy.runner import Runner, TorchRunner
+
+PARITY_TOLERANCE = 1e-4
+"""Largest |ONNX - torch| over the RMS of torch's output. FP32 sums of different order give
+1e-6..3e-5 on the networks here; a wrong GELU variant or epsilon gives 1e-3 and more."""
+_KEEP_PRODUCTS = (
+    "fuse_matmul_add_bias_into_gemm",
+    "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_transpose_into_gemm",
+)
+"""onnxsim's passes that turn a Linear over tokens into Reshape, Gemm, Reshape: no runtime gains
+from it, and ONNX Runtime has no INT8 Gemm with a float bias."""
+ONE_IMAGE_ABOVE_BYTES = 1_000_000_000
+"""Larger parts are compared on one image only."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far one output batch of the FP32 ONNX is from torch."""
+
+    part: str
+    batch: int
+    max_abs_diff: float
+    max_relative: float
+    tolerance: float = PARITY_TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the difference is rounding."""
+        return self.max_relative <= self.tolerance
+
+
+def onnx_from_part(part: ExportPart, images: np.ndarray, batch: int | str, opset: int) -> ir.Model:
+    """Return the canonical FP32 graph of a part.
+
+    Args:
+        part: what to export.
+        images: (N, 3, H, W) float32 example; N >= 2 unless `batch` is fixed.
+        batch: a fixed batch size, or `dynamic`.
+        opset: ONNX opset of the result.
+
+    Raises:
+        ExportError: the module cannot be traced, or not at this opset.
+    """
+    import torch
+
+    fixed = batch if isinstance(batch, int) else None
+    example = np.resize(images, (fixed or 2, *images.shape[1:]))
+    shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=65536)},)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                part.module,
+                (torch.from_numpy(example),),
+                input_names=[tensor.name for tensor in part.inputs],
+                output_names=[tensor.name for tensor in part.outputs],
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"torch {torch.__version__.split('+')[0]} cannot export part '{part.name}' with "
+            f"{'batch ' + str(fixed) if fixed else 'a dynamic batch'} at opset {opset}: "
+            f"{_last_line(error)}. Try --batch 1, or another --opset."
+        ) from error
+    model = program.model
+    _require_opset(model, opset, part)
+    _name_axes(model, part, fixed)
+    canonicalise_(model)
+    return simplified(model)
+
+
+def simplified(model: ir.Model) -> ir.Model:
+    """Return the graph as onnxsim simplifies it; above 2 GB the graph as it is.
+
+    onnxsim folds the shape arithmetic the exporter leaves behind.
+    """
+    if weights_bytes(model) > PROTOBUF_LIMIT_BYTES:
+        return model
+    import onnxsim
+
+    proto, is_same = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=list(_KEEP_PRODUCTS))
+    if not is_same:
+        raise ExportError("onnxsim changed the graph's outputs; report this model.")
+    result = ir.from_proto(proto)
+    canonicalise_(result)
+    return result
+
+
+def check_parity(
+    part: ExportPart, runner: Runner, images: np.ndarray, batches: Sequence[int]
+) -> list[Parity]:
+    """Return the comparison of `runner` with torch at each batch size.
+
+    Args:
+        part: the reference.
+        runner: of the FP32 artefact that ships.
+        images: (N, 3, H, W) float32; repeated where N is too small.
+        batches: batch sizes.
+
+    Raises:
+        ExportError: the outputs differ by more than rounding, or are not finite.
+    """
+    rows = []
+    with TorchRunner(part) as reference:
+        for batch in batches:
+            feeds = {part.inputs[0].name: np.resize(images, (batch, *images.shape[1:]))}
+            rows.append(_compare(part.name, batch, reference(feeds), runner(feeds)))
+    for row in rows:
+        if not row.passed:
+            raise ExportError(
+                f"the exported graph of '{row.part}' differs from torch at batch {row.batch}: "
+                f"max |difference| {row.max_abs_diff:.3g}, {row.max_relative:.3g} of the "
+                f"output's RMS, allowed {row.tolerance:g}. Nothing was written; "
+                "try another --opset or --batch 1, and report the model."
+            )
+    return rows
+
+
+def parity_batches(part: ExportPart, batch: int | str) -> list[int]:
+    """Return the batch sizes to compare at: two where the batch is dynamic."""
+    if isinstance(batch, int):
+        return [batch]
+    parameters = sum(p.numel() for p in part.module.parameters())
+    return [1] if 4 * parameters > ONE_IMAGE_ABOVE_BYTES else [2, 3]
+
+
+def _compare(
+    part: str, batch: int, expected: dict[str, np.ndarray], seen: dict[str, np.ndarray]
+) -> Parity:
+    worst_abs, worst_relative = 0.0, 0.0
+    for name, reference in expected.items():
+        value = seen[name]
+        if value.shape != reference.shape:
+            raise ExportError(
+                f"output '{name}' of the exported '{part}' has shape {value.shape} at batch "
+                f"{batch}, torch gives {reference.shape}. Use --batch {batch} for a fixed batch."
+            )
+        if not (np.isfinite(value).all() and np.isfinite(reference).all()):
+            raise ExportError(
+                f"output '{name}' of '{part}' holds NaN or infinity at batch {batch}; "
+                "the model is damaged or overflows."
+            )
+        difference = float(np.abs(value - reference).max())
+        rms = float(np.sqrt(np.square(reference.astype(np.float64)).mean()))
+        worst_abs = max(worst_abs, difference)
+        worst_relative = max(worst_relative, difference / max(rms, 1e-12))
+    return Parity(part, batch, worst_abs, worst_relative)
+
+
+def _require_opset(model: ir.Model, opset: int, part: ExportPart) -> None:
+    seen = model.opset_imports.get("", 0)
+    if seen != opset:
+        raise ExportError(
+            f"torch's exporter gives part '{part.name}' opset {seen}, not {opset}: the "
+            f"model has an operator with no older form. Use --opset {seen}."
+        )
+
+
+def _name_axes(model: ir.Model, part: ExportPart, fixed: int | None) -> None:
+    """Write the part's tensor names and its batch axis into the graph's interface."""
+    for value, tensor in zip(model.graph.inputs, part.inputs, strict=True):
+        value.name = tensor.name
+    for value, tensor in zip(model.graph.outputs, part.outputs, strict=True):
+        value.name = tensor.name
+        shape = [fixed if fixed else "batch", *tensor.shape[1:]]
+        value.shape = ir.Shape(shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter off the terminal; its failures come as exceptions."""
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,254 @@
+"""The recipe: everything one run was asked to do, and nothing else.
+
+Data only, so that reading a recipe loads no torch. All mistakes of a recipe are
+reported at once. What the words mean is in the field descriptions; the JSON schema
+generated from them is `recipes/recipe.schema.json`.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vitdeploy.errors import UnsupportedError, UsageError, suggest
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+TargetName = Literal["onnx", "openvino"]
+
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8")
+PRECISION_SYNONYMS = {"w8a8": "int8"}
+PRECISIONS_TO_COME = ("auto", "w4a8", "w4a16", "int4")
+TARGET_NAMES: tuple[str, ...] = ("onnx", "openvino")
+TARGET_SYNONYMS = {"ov": "openvino", "ort": "onnx", "engine": "trt"}
+TARGETS_TO_COME = ("trt", "trt-rtx")
+_TO_COME = "is not available in this version"
+
+
+class _Section(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """Which model, from where."""
+
+    source: str = Field(
+        min_length=1,
+        description="Alias, timm:NAME, hf:REPO, model folder, or an FP32 .onnx file.",
+    )
+    checkpoint: str | None = Field(None, description="Weights file in timm's format.")
+    random_weights: bool = Field(False, description="Draw seeded weights; stamped in the report.")
+    image_size: Annotated[int, Field(ge=8, le=8192)] | None = Field(
+        None, description="Height and width in pixels; the model's own when null."
+    )
+    outputs: Literal["logits", "features"] | None = Field(
+        None, description="What the artefact returns; what the model has when null."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSection":
+        if self.checkpoint is not None and self.random_weights:
+            raise ValueError("give either 'checkpoint' or 'random_weights', not both")
+        return self
+
+
+class CalibrationSection(_Section):
+    """The images whose statistics set the activation ranges."""
+
+    path: str | None = Field(
+        None,
+        description="Folder, folder of class folders, list file, or 'synthetic'; "
+        "the packaged set of the alias when null.",
+    )
+    samples: int = Field(256, ge=1, description="How many images, class-stratified and seeded.")
+
+
+class EvaluationSection(_Section):
+    """The images on which artefact and reference are compared."""
+
+    path: str | None = Field(None, description="As for calibration; packaged set when null.")
+    samples: Annotated[int, Field(ge=1)] | None = Field(None, description="All when null.")
+
+
+class ExportSection(_Section):
+    """The form of the ONNX graph."""
+
+    batch: Literal["dynamic"] | Annotated[int, Field(ge=1, le=4096)] = "dynamic"
+    opset: Annotated[int, Field(ge=17, le=23)] | None = Field(
+        None, description="ONNX opset; the target's own when null."
+    )
+
+
+class Int8Section(_Section):
+    """How INT8 is reached."""
+
+    clip: Literal["minmax", "mse"] = Field(
+        "mse", description="Activation ranges: the extremes, or the range of least error."
+    )
+    keep_float: tuple[str, ...] = Field(
+        (), description="Node names, or prefixes ending in '*', that stay in float."
+    )
+
+
+class GateSection(_Section):
+    """Limits whose violation makes the run exit with 10."""
+
+    max_drop_points: float | None = Field(
+        None, ge=0, description="Largest loss of top-1, agreement, or 100 x centred cosine."
+    )
+    min_speedup: float | None = Field(
+        None, gt=0, description="Least ratio of median latencies, FP32 reference / artefact."
+    )
+    max_latency_ms: float | None = Field(None, gt=0, description="Largest median latency.")
+
+
+class MeasureSection(_Section):
+    """How latency is measured."""
+
+    batch: int = Field(1, ge=1)
+    seconds: float = Field(10.0, ge=0, le=3600, description="Budget for all artefacts; 0 skips.")
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="All cores when null.")
+
+
+class Recipe(_Section):
+    """One run, complete: `pipeline.run` needs nothing else."""
+
+    schema_version: Literal[1] = 1
+    model: ModelSection
+    precision: Precision = "fp32"
+    targets: tuple[TargetName, ...] = Field(("onnx",), min_length=1)
+    calibration: CalibrationSection = CalibrationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    export: ExportSection = ExportSection()
+    int8: Int8Section = Int8Section()
+    gates: GateSection = GateSection()
+    measure: MeasureSection = MeasureSection()
+    keep_reference: bool = Field(False, description="Ship the FP32 ONNX in `reference/` too.")
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    output: str | None = Field(None, description="Bundle folder; ./<model>-<precision> when null.")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _known_precision(cls, value: Any) -> Any:
+        return canonical_precision(value) if isinstance(value, str) else value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _known_targets(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(dict.fromkeys(canonical_target(v) if isinstance(v, str) else v for v in value))
+
+
+def canonical_precision(name: str) -> str:
+    """Return the precision that `name` means.
+
+    Raises:
+        ValueError: `name` is unknown, or not available in this version.
+    """
+    lowered = name.lower()
+    lowered = PRECISION_SYNONYMS.get(lowered, lowered)
+    if lowered in PRECISIONS_TO_COME:
+        raise ValueError(f"precision '{name}' {_TO_COME}; use {', '.join(PRECISIONS)}")
+    if lowered not in PRECISIONS:
+        hint = suggest(lowered, PRECISIONS)
+        raise ValueError(f"unknown precision '{name}'; allowed: {', '.join(PRECISIONS)}.{hint}")
+    return lowered
+
+
+def canonical_target(name: str) -> str:
+    """Return the target that `name` means.
+
+    Raises:
+        ValueError: `name` is unknown, or not available in this version.
+    """
+    lowered = name.lower()
+    lowered = TARGET_SYNONYMS.get(lowered, lowered)
+    if lowered in TARGETS_TO_COME:
+        raise ValueError(f"target '{name}' {_TO_COME}; use {', '.join(TARGET_NAMES)}")
+    if lowered not in TARGET_NAMES:
+        hint = suggest(lowered, TARGET_NAMES)
+        raise ValueError(f"unknown target '{name}'; allowed: {', '.join(TARGET_NAMES)}.{hint}")
+    return lowered
+
+
+def recipe_from_dict(data: Any, origin: str = "recipe") -> Recipe:
+    """Return the validated recipe.
+
+    Raises:
+        UsageError: one message that lists every mistake, each with its place.
+        UnsupportedError: nothing is wrong but that this version lacks what is asked for.
+    """
+    if not isinstance(data, dict):
+        raise UsageError(
+            f"{origin}: a mapping with at least 'model: {{source: NAME}}' is expected, "
+            f"{type(data).__name__} found."
+        )
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        mistakes = [_explain(detail) for detail in error.errors(include_url=False)]
+        if all(_TO_COME in mistake for mistake in mistakes):
+            raise UnsupportedError("\n".join(mistakes)) from None
+        lines = [f"{origin}: {len(mistakes)} mistake(s)", *(f"  {m}" for m in mistakes)]
+        raise UsageError("\n".join(lines)) from None
+
+
+def recipe_from_yaml(path: str | Path) -> Recipe:
+    """Return the recipe in the YAML file at `path`; read safely, nothing is executed.
+
+    Raises:
+        UsageError: the file is missing, is no YAML, or has mistakes (all are listed).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"recipe '{path}' cannot be read: {error.strerror}. Give the path of a YAML file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe '{path}' is not UTF-8 text; give a YAML file.") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe '{path}' is not valid YAML: {error}") from error
+    return recipe_from_dict(data, origin=path.name)
+
+
+def yaml_from_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML that `recipe_from_yaml` reads back to an equal recipe."""
+    data = recipe.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Return the SHA-256 of what decides the artefact's bytes and gates (not `output`)."""
+    text = yaml_from_recipe(recipe.model_copy(update={"output": None}))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _explain(detail: Any) -> str:
+    """Return "place: what is wrong" with the nearest known key for an unknown one."""
+    place = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        key = str(detail["loc"][-1])
+        return f"{place}: unknown key; allowed: {', '.join(known)}.{suggest(key, known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    seen = detail.get("input")
+    shown = f" (got {seen!r})" if isinstance(seen, str | int | float | bool) else ""
+    return f"{place}: {message}{shown}"
+
+
+def _known_keys(place: tuple[Any, ...]) -> list[str]:
+    """Return the keys allowed in the section at `place`."""
+    section: Any = Recipe
+    for part in place:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,161 @@
+"""ONNX Runtime on the CPU: an ordinary ONNX file, run as it is."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from vitdeploy.bundle import Artifact, TensorInfo
+from vitdeploy.cpu import cpu_has
+from vitdeploy.errors import DataError, ExportError, UnsupportedError
+from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes
+from vitdeploy.runner import Feeds, Outputs
+from vitdeploy.targets import BuildRequest, artifact_from_files
+
+NAME = "onnx"
+OPSET = 20
+PRECISIONS = ("fp32", "fp16", "int8")
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+
+
+def quant_scheme() -> QuantScheme:
+    """Return u8 activations with s8 weights; 7-bit weights on a CPU without VNNI."""
+    return QuantScheme(
+        activation=ir.DataType.UINT8,
+        weight_bits=8 if cpu_has("vnni") else 7,
+        quantizes_conv_outputs=True,
+        quantizes_single_rows=False,
+    )
+
+
+def check_precision(precision: str) -> None:
+    """Raise UnsupportedError for what ONNX Runtime's CPU provider has no kernels for."""
+    if precision == "bf16":
+        raise UnsupportedError(
+            "target 'onnx' cannot run bf16: ONNX Runtime's CPU provider has no bf16 MatMul. "
+            "Use --target openvino --bf16, or --fp16."
+        )
+    if precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"target 'onnx' has no precision '{precision}'; it has {', '.join(PRECISIONS)}."
+        )
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Write `<part>.onnx` and load it once, so that a file that cannot run never ships."""
+    from vitdeploy.graph.half import half_from_model
+
+    model = request.model
+    if request.precision == "fp16":
+        model = half_from_model(model)
+    path = request.folder / f"{request.part}.onnx"
+    files = save_model(model, path)
+    artifact = artifact_from_files(NAME, files, request, settings={})
+    with open(artifact):
+        return artifact
+
+
+def open(artifact: Artifact, threads: int | None = None) -> "OrtRunner":  # noqa: A001
+    """Return a runner of the artefact.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the file.
+    """
+    return OrtRunner(artifact.path, threads=threads, settings=artifact.settings)
+
+
+def runner_from_model(
+    model: ir.Model,
+    threads: int | None = None,
+    settings: Mapping[str, str | int | float | bool] | None = None,
+) -> "OrtRunner":
+    """Return a runner of a graph in memory; above 2 GB it passes through a temporary file.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
+        return OrtRunner(ir.to_proto(model).SerializeToString(), threads, settings)
+    with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
+        path = Path(folder) / "graph.onnx"
+        save_model(model, path)
+        # The session has read everything it needs once it exists.
+        return OrtRunner(path, threads, settings)
+
+
+class OrtRunner:
+    """Runs an ONNX file (or the bytes of one) on ONNX Runtime's CPU provider."""
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        threads: int | None = None,
+        settings: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        # Idle threads that spin after a run would steal time from the engine timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in (settings or {}).items():
+            options.add_session_config_entry(key, str(value))
+        shown = source.name if isinstance(source, Path) else "graph"
+        try:
+            self._session = ort.InferenceSession(
+                str(source) if isinstance(source, Path) else source,
+                sess_options=options,
+                providers=["CPUExecutionProvider"],
+            )
+        except Exception as error:
+            raise ExportError(
+                f"ONNX Runtime {ort.__version__} cannot load '{shown}': {_first_line(error)}"
+            ) from error
+        self.engine = f"onnxruntime {ort.__version__}"
+        self.threads = threads or _default_threads()
+        self._names = [output.name for output in self._session.get_outputs()]
+        self.inputs = tuple(
+            TensorInfo(node.name, tuple(node.shape), _NUMPY_TYPES.get(node.type, node.type))
+            for node in self._session.get_inputs()
+        )
+        self._input_names = {tensor.name for tensor in self.inputs}
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Return all outputs by name.
+
+        Raises:
+            DataError: the feeds do not fit the graph's inputs.
+        """
+        wanted = {name: value for name, value in feeds.items() if name in self._input_names}
+        try:
+            values = self._session.run(self._names, wanted)
+        except Exception as error:
+            shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
+            raise DataError(
+                f"ONNX Runtime cannot run the graph on {shapes}: {_first_line(error)}"
+            ) from error
+        return dict(zip(self._names, values, strict=True))
+
+    def __enter__(self) -> "OrtRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+
+
+def _default_threads() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,164 @@
+"""OpenVINO on the CPU: an IR (`.xml` and `.bin`) from the same graph ONNX Runtime gets."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import openvino as ov
+
+from vitdeploy.bundle import Artifact
+from vitdeploy.cpu import cpu_has
+from vitdeploy.errors import DataError, ExportError, UnsupportedError
+from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.graph.save import save_model
+from vitdeploy.runner import Feeds, Outputs
+from vitdeploy.targets import BuildRequest, artifact_from_files
+
+NAME = "openvino"
+OPSET = 20
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+def quant_scheme() -> QuantScheme:
+    """Return u8 activations with s8 weights; only inputs and weights need quantising."""
+    return QuantScheme(activation=ir.DataType.UINT8, weight_bits=8 if cpu_has("vnni") else 7)
+
+
+def check_precision(precision: str) -> None:
+    """Raise UnsupportedError for a precision this runtime or this CPU does not have."""
+    if precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"target 'openvino' has no precision '{precision}'; it has {', '.join(PRECISIONS)}."
+        )
+    if precision == "bf16" and not cpu_has("bf16"):
+        raise UnsupportedError(
+            "target 'openvino' runs bf16 only on a CPU with avx512_bf16, amx_bf16 or Arm's "
+            "bf16 extension, which this one lacks. Use --fp16 or --int8."
+        )
+
+
+def float_hint(precision: str) -> str:
+    """Return the type float layers compute in, as OpenVINO's precision hint.
+
+    Fixed here because OpenVINO otherwise takes bf16 wherever the CPU has it, also for a
+    model that was asked for in FP32.
+    """
+    if precision == "fp16":
+        return "f16"
+    if precision == "bf16" or (precision == "int8" and cpu_has("bf16")):
+        return "bf16"
+    return "f32"
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Write `<part>.xml` and `<part>.bin` and compile them once."""
+    passing = request.folder / f".{request.part}.onnx"
+    passing_files = save_model(request.model, passing)
+    path = request.folder / f"{request.part}.xml"
+    try:
+        converted = ov.convert_model(passing)
+        _name_tensors(converted, request.model)
+        compress = request.precision in ("fp16", "bf16")
+        ov.save_model(converted, path, compress_to_fp16=compress)
+    except Exception as error:
+        raise ExportError(
+            f"OpenVINO {ov.__version__} cannot convert '{request.part}': {_reason(error)}"
+        ) from error
+    finally:
+        for file in passing_files:
+            file.unlink(missing_ok=True)
+    _make_reproducible(path)
+    artifact = artifact_from_files(
+        NAME,
+        (path, path.with_suffix(".bin")),
+        request,
+        settings={"INFERENCE_PRECISION_HINT": float_hint(request.precision)},
+    )
+    with open(artifact):
+        return artifact
+
+
+def open(artifact: Artifact, threads: int | None = None) -> "OpenVinoRunner":  # noqa: A001
+    """Return a runner of the artefact.
+
+    Raises:
+        ExportError: OpenVINO refuses the files.
+    """
+    return OpenVinoRunner(artifact.path, threads=threads, settings=artifact.settings)
+
+
+class OpenVinoRunner:
+    """Runs an IR on OpenVINO's CPU plugin, one request at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        settings: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        core = ov.Core()
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **(settings or {})}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = core.compile_model(core.read_model(path), "CPU", config)
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:
+            raise ExportError(
+                f"OpenVINO {ov.__version__} cannot compile '{path.name}': {_reason(error)}"
+            ) from error
+        self.engine = f"openvino {ov.__version__.split('-')[0]}"
+        self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._names = [port.get_any_name() for port in self._compiled.outputs]
+        self._input_names = {port.get_any_name() for port in self._compiled.inputs}
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Return all outputs by name.
+
+        Raises:
+            DataError: the feeds do not fit the model's inputs.
+        """
+        wanted = {name: value for name, value in feeds.items() if name in self._input_names}
+        try:
+            results = self._request.infer(wanted)
+        except Exception as error:
+            shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
+            raise DataError(f"OpenVINO cannot run on {shapes}: {_reason(error)}") from error
+        return {
+            name: np.array(value)
+            for name, value in zip(self._names, results.to_tuple(), strict=True)
+        }
+
+    def __enter__(self) -> "OpenVinoRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._request, self._compiled
+
+
+def _name_tensors(converted: Any, model: ir.Model) -> None:
+    """Give the IR's ports the names of the ONNX graph and no others."""
+    for port, value in zip(converted.inputs, model.graph.inputs, strict=True):
+        port.get_tensor().set_names({value.name})
+    for port, value in zip(converted.outputs, model.graph.outputs, strict=True):
+        port.get_tensor().set_names({value.name})
+
+
+def _make_reproducible(path: Path) -> None:
+    """Take out of the IR's XML what differs between two runs that convert the same graph.
+
+    That is the record of the conversion, which names the temporary file, and the numbers of
+    unnamed layers (`MVN_27`), which count every layer the process has ever made.
+    """
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\s*<rt_info>\s*<conversion_parameters>.*?</rt_info>", "", text, flags=re.S)
+    text = re.sub(r'<layer id="(\d+)" name="([A-Za-z]+)_\d+"', r'<layer id="\1" name="\2.\1"', text)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
