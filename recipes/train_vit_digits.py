@@ -3,7 +3,8 @@
     python recipes/train_vit_digits.py [--output FOLDER]
 
 Data: the 1797 digits of scikit-learn without the 500 of `calib_data/digits/eval`, on which the
-last line reports top-1. Nothing is chosen by that figure: no early stopping, no best epoch.
+last line reports top-1. There is no early stopping and no best epoch; the settings below were
+chosen on the 300 digits of `calib_data/digits/calib`, left out of training for that.
 Two runs on one machine write the same bytes.
 """
 
@@ -18,22 +19,31 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from vitdeploy.data import Preprocess, load_batches, packaged_set, prepare
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-MODEL_ARGS = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+MODEL_ARGS = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 96,
+    "depth": 4,
+    "num_heads": 3,
+    "global_pool": "avg",
+}
 PREPROCESS = Preprocess((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0, "center")
-EPOCHS = 60
-BATCH = 64
+EPOCHS = 50
+BATCH = 32
 PEAK_LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
+WARM_UP = 0.2  # share of all steps
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.3
 LABEL_SMOOTHING = 0.1
 EMA_DECAY = 0.99
-THREADS = 2  # the order of floating-point sums, so the result, depends on it
+THREADS = 1  # the order of floating-point sums, so the result, depends on it
 
 
 def main() -> None:
@@ -49,7 +59,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
     torch.manual_seed(options.seed)
     images, labels = training_digits()
-    model = timm.create_model(ARCHITECTURE, num_classes=10, **MODEL_ARGS)
+    model = timm.create_model(ARCHITECTURE, num_classes=10, weight_init="jax", **MODEL_ARGS)
     trained = train(model, images, labels, options.epochs)
     save(trained, options.output)
     sys.stdout.write(f"top-1 on the 500 held-out digits: {top1(trained):.2f} %\n")
@@ -72,9 +82,11 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> nn.M
     mean = copy.deepcopy(model).eval()
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY
+        model.parameters(), lr=PEAK_LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_LEARNING_RATE, steps, pct_start=WARM_UP
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     model.train()
     for epoch in range(epochs):
@@ -146,7 +158,7 @@ def save(model: nn.Module, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(serialize(model.state_dict()))
 
 
 @torch.inference_mode()

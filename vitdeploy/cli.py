@@ -128,7 +128,7 @@ def export(
         "targets": target or ["onnx"],
         "calibration": {"path": calib, "samples": calib_samples},
         "evaluation": {"path": eval_, "samples": eval_samples},
-        "export": {"batch": int(batch) if batch.isdigit() else batch, "opset": opset},
+        "export": {"batch": int(batch) if batch.isdecimal() else batch, "opset": opset},
         "gates": {
             "max_drop_points": max_drop,
             "min_speedup": min_speedup,

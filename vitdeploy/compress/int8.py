@@ -77,8 +77,7 @@ def quantize_int8(
     sites = _selected(every, options.keep_float)
     probes = _probes(every, scheme)
     statistics = collect_statistics(copy, probes, batches, progress)
-    if not scheme.quantizes_single_rows:
-        sites = [s for s in sites if _positions(s, statistics) > 1] or sites
+    sites = [s for s in sites if _gains(s, scheme, statistics)] or sites
     ranges = {name: stats.range for name, stats in statistics.items()}
     if options.clip == "mse":
         ranges.update(_clipped_ranges(copy, sites, ranges, scheme, batches))
@@ -92,6 +91,15 @@ def quantize_int8(
         kept_float=tuple(site.name for site in every if site.name not in chosen),
         int8_macs_percent=100.0 * sum(macs[name] for name in chosen) / total,
     )
+
+
+def _gains(
+    site: WeightSite, scheme: QuantScheme, statistics: Mapping[str, ChannelStatistics]
+) -> bool:
+    """Return whether the runtime of `scheme` gains from `site` in INT8."""
+    if site.groups > 1 and not scheme.quantizes_grouped_convs:
+        return False
+    return scheme.quantizes_single_rows or _positions(site, statistics) > 1
 
 
 def _selected(sites: Sequence[WeightSite], keep_float: Sequence[str]) -> list[WeightSite]:
@@ -145,7 +153,7 @@ def _rank(site: WeightSite) -> int:
     return len(shape)
 
 
-def _positions(site: WeightSite, statistics: dict[str, ChannelStatistics]) -> float:
+def _positions(site: WeightSite, statistics: Mapping[str, ChannelStatistics]) -> float:
     """Return tokens or output pixels per image, the factor of the MACs."""
     if site.kind == "Conv":
         return statistics[str(site.node.outputs[0].name)].positions

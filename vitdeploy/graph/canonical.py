@@ -51,8 +51,10 @@ def canonicalise_(model: ir.Model) -> CanonicalReport:
     naming.name_nodes_(model)
     naming.clear_metadata_(model)
     fused = {
+        "shape_arithmetic": cleanup.fold_shape_arithmetic_(model),
         "layer_norm": fusion.fuse_layer_norms_(model),
         "gelu": fusion.fuse_gelus_(model),
+        "reshape": cleanup.fix_reshapes_(model),
         "layout_chain": cleanup.collapse_layout_chains_(model),
         "mask_guard": cleanup.remove_mask_guards_(model),
         "noop": cleanup.remove_noops_(model),

@@ -7,12 +7,11 @@ Fusions of arithmetic live in `fusion`.
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
-from onnx.reference import ReferenceEvaluator
 
-from vitdeploy.graph.layout import concrete_shapes
+from vitdeploy.graph.constants import fold_constants_
+from vitdeploy.graph.layout import concrete_shapes, infer
 from vitdeploy.graph.layout_ops import LAYOUT, Labels, Shapes, step
 from vitdeploy.graph.surgery import (
-    Array,
     constant_of,
     ints_attribute,
     ints_of,
@@ -26,13 +25,6 @@ from vitdeploy.graph.surgery import (
 BATCHES = (2, 3)
 """Two batch sizes at which a rewrite must hold, so that no coincidence of dimensions passes."""
 
-FOLD_LIMIT = 1 << 24
-"""Elements above which a constant result is not stored: 64 MiB of float32."""
-
-_NOT_FOLDED = frozenset(
-    {"Constant", "Dropout", "QuantizeLinear", "DequantizeLinear"}
-    | {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
-)
 _SAME_SHAPE_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Pad"})
 _CHAIN_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
@@ -40,42 +32,10 @@ _CHAIN_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose
 def normalise_storage_(model: ir.Model) -> None:
     """Make every constant an initialiser that is no graph input, and fold constant arithmetic."""
     ir_passes.RemoveInitializersFromInputsPass()(model)
-    _fold_constants_(model)
+    fold_constants_(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.IdentityEliminationPass()(model)
     remove_dead_(model.graph)
-
-
-def _fold_constants_(model: ir.Model) -> None:
-    """Replace float and integer nodes of constant inputs by their results.
-
-    onnxscript's folder logs a warning for each node of several outputs (RoPE's Split) and leaves
-    it; evaluating with ONNX's own reference does not.
-    """
-    opsets = {domain or "": version for domain, version in model.opset_imports.items()}
-    for node in list(model.graph):
-        arrays = _foldable_inputs(node)
-        if arrays is None:
-            continue
-        feeds = {str(v.name): a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
-        evaluator = ReferenceEvaluator(ir.to_proto(node), opsets=opsets)
-        for value, result in zip(node.outputs, evaluator.run(None, feeds), strict=True):
-            array = np.asarray(result)
-            if array.size <= FOLD_LIMIT:
-                replace_(model.graph, value, new_constant_(model.graph, str(value.name), array))
-
-
-def _foldable_inputs(node: ir.Node) -> list[Array | None] | None:
-    """Return the constant inputs of `node` (None for an absent one), or None."""
-    if node.domain or node.op_type in _NOT_FOLDED or not node.inputs:
-        return None
-    if any(value.is_graph_output() for value in node.outputs):
-        return None
-    arrays = [constant_of(value) for value in node.inputs]
-    present = [(v, a) for v, a in zip(node.inputs, arrays, strict=True) if v is not None]
-    if any(a is None or a.size > FOLD_LIMIT for _, a in present) or not present:
-        return None
-    return arrays
 
 
 def annotate_shapes_(model: ir.Model) -> None:
@@ -88,12 +48,15 @@ def annotate_shapes_(model: ir.Model) -> None:
     if len(symbols) > 1:
         return
     symbol = next(iter(symbols), "batch")
-    first, second = (concrete_shapes(model, batch) for batch in BATCHES)
+    first, second = (infer(model, batch) for batch in BATCHES)
     for node in model.graph:
         for value in node.outputs:
-            small, large = first.get(str(value.name)), second.get(str(value.name))
+            name = str(value.name)
+            small, large = first.shapes.get(name), second.shapes.get(name)
             if small is None or large is None or len(small) != len(large):
                 continue
+            if value.type is None:
+                value.type = ir.TensorType(ir.DataType(first.types[name]))
             dims = [_dimension(a, b, symbol) for a, b in zip(small, large, strict=True)]
             if all(dim is not None for dim in dims):
                 value.shape = ir.Shape(dims)
@@ -106,6 +69,47 @@ def _dimension(small: int, large: int, symbol: str) -> int | str | None:
     if (factor * BATCHES[0], factor * BATCHES[1]) != (small, large):
         return None
     return symbol if factor == 1 else f"{factor}*{symbol}"
+
+
+def fold_shape_arithmetic_(model: ir.Model) -> int:
+    """Replace values that follow from shapes and are the same at both `BATCHES` by constants.
+
+    Older exporters compute 1/sqrt(head_dim), bounds of slices and the like from Shape. Returns
+    the number of values replaced.
+    """
+    small, large = (infer(model, batch).constants for batch in BATCHES)
+    count = 0
+    for node in list(model.graph):
+        for value in node.outputs:
+            name = str(value.name)
+            if name in small and name in large and np.array_equal(small[name], large[name]):
+                constant = new_constant_(model.graph, name, small[name])
+                count += int(_is_read(value) and replace_(model.graph, value, constant))
+    remove_dead_(model.graph)
+    return count
+
+
+def fix_reshapes_(model: ir.Model) -> int:
+    """Give each Reshape with a computed target a constant one, and return how many.
+
+    Older exporters compute targets from Shape. Where all dimensions but one are the same at both
+    `BATCHES`, that one is the -1 of a constant target.
+    """
+    shapes = [concrete_shapes(model, batch) for batch in BATCHES]
+    count = 0
+    for node in model.graph:
+        if node.op_type != "Reshape" or constant_of(node.inputs[1]) is not None:
+            continue
+        small, large = (known.get(str(node.outputs[0].name)) for known in shapes)
+        if small is None or large is None or len(small) != len(large):
+            continue
+        dims = [a if a == b else -1 for a, b in zip(small, large, strict=True)]
+        if dims.count(-1) == 1 and 0 not in dims:
+            target = new_constant_(model.graph, f"{node.name}.shape", np.array(dims, np.int64))
+            node.replace_input_with(1, target)
+            count += 1
+    remove_dead_(model.graph)
+    return count
 
 
 def remove_noops_(model: ir.Model) -> int:

@@ -14,8 +14,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vitdeploy.graph.constants import fold_constants_
 from vitdeploy.graph.layout_ops import FOREIGN, LAYOUT, ZERO, Labels, Shapes, Through, step
-from vitdeploy.graph.surgery import readers
+from vitdeploy.graph.surgery import Array, int_attribute, new_constant_, readers, replace_
+
+_SMALL = 1024
+"""Elements up to which a constant may be part of shape arithmetic; larger ones are weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,38 +46,87 @@ class Trace:
     """Labels of each traced value by name (with `keep`)."""
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """What is known of the values of a model at one batch size, by name."""
+
+    shapes: Shapes
+    types: Mapping[str, int]
+    """ONNX element types."""
+    constants: Mapping[str, Array]
+    """Values that follow from shapes alone, such as the target of a Reshape."""
+
+
 def concrete_shapes(model: ir.Model, batch: int = 1) -> Shapes:
     """Return the shapes of all values by name, with the first axis of each input set to `batch`.
 
-    Values whose shape stays unknown are absent. Weights are not copied: only tensors of integers,
+    Values whose shape stays unknown are absent. Weights are not copied: only small constants,
     which shape arithmetic needs, take part.
     """
-    proto = ir.to_proto(_skeleton(model, batch))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
-        inferred = proto
-    shapes: dict[str, tuple[int, ...]] = {}
-    graph = inferred.graph
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        dims = info.type.tensor_type.shape.dim
-        if info.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[info.name] = tuple(d.dim_value for d in dims)
+    return infer(model, batch).shapes
+
+
+def infer(model: ir.Model, batch: int) -> Inferred:
+    """Return shapes and types at `batch`; shape arithmetic is evaluated until nothing is new."""
+    copy = _skeleton(model, batch)
+    shapes, types = _inferred(copy)
+    constants: dict[str, Array] = {}
+    while new := _resolve_shapes_(copy, shapes):
+        constants |= new
+        shapes, types = _inferred(copy)
     for name, value in model.graph.initializers.items():
         if value.shape is not None:
             shapes[name] = tuple(int(d) for d in value.shape)
-    return shapes
+    for name, array in constants.items():
+        shapes[name] = array.shape
+        types[name] = ir.DataType.from_numpy(array.dtype).value
+    return Inferred(shapes, types, constants)
+
+
+def _inferred(model: ir.Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    proto = ir.to_proto(model)
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        graph = proto.graph
+    shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, int] = {}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        types[info.name] = tensor.elem_type
+        known = all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+        if tensor.HasField("shape") and known:
+            shapes[info.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    for tensor in graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+    return shapes, types
+
+
+def _resolve_shapes_(model: ir.Model, shapes: Shapes) -> dict[str, Array]:
+    """Turn Shape nodes of known shapes and what follows from them into constants; return those."""
+    graph = model.graph
+    found: dict[str, Array] = {}
+    for node in list(graph):
+        if node.op_type != "Shape" or str(node.inputs[0].name) not in shapes:
+            continue
+        start, end = int_attribute(node, "start", 0), int_attribute(node, "end", 2**31)
+        dims = np.array(shapes[str(node.inputs[0].name)][start:end], np.int64)
+        value = node.outputs[0]
+        if replace_(graph, value, new_constant_(graph, f"{value.name}_fixed", dims)):
+            graph.remove(node, safe=True)
+            found[str(value.name)] = dims
+    return found | fold_constants_(model) if found else {}
 
 
 def _skeleton(model: ir.Model, batch: int) -> ir.Model:
-    """Return a copy of `model` whose float weights are inputs and whose batch is fixed."""
+    """Return a copy of `model` whose weights are inputs and whose batch is fixed."""
     copy = model.clone()
     for value in copy.graph.inputs:
         if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.dtype not in {ir.DataType.INT64, ir.DataType.INT32}:
+        if tensor is not None and tensor.size > _SMALL:
             del copy.graph.initializers[name]
             value.const_value = None
             value.shape = ir.Shape(tensor.shape)

@@ -28,6 +28,9 @@ class QuantScheme:
     """7 where the CPU adds pairs of u8 x s8 products in 16 bits, which saturates (no VNNI)."""
     quantizes_conv_outputs: bool = False
     """ONNX Runtime has an INT8 convolution only with a quantised output."""
+    quantizes_grouped_convs: bool = False
+    """Depthwise convolutions do few operations a byte: INT8 makes them slower on CPUs (FastViT-T8
+    on OpenVINO: 10.7 ms with them, 6.5 without) and costs accuracy."""
     quantizes_single_rows: bool = True
     """Whether products of one row per image (classifier heads) gain from INT8. ONNX Runtime
     fuses such a MatMul with its bias into a float Gemm before it looks for INT8."""

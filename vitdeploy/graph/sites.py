@@ -83,7 +83,7 @@ def add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     free, number = name, 1
     while free in model.graph.initializers:
         free, number = f"{name}_{number}", number + 1
-    tensor = ir.tensor(np.ascontiguousarray(array), name=free)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=free)
     value = ir.Value(
         name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
     )

@@ -91,7 +91,7 @@ def fresh_name(graph: ir.Graph, wish: str) -> str:
 def new_constant_(graph: ir.Graph, wish: str, array: Array) -> ir.Value:
     """Register `array` as an initialiser under a name near `wish` and return its value."""
     name = fresh_name(graph, wish)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
@@ -111,7 +111,7 @@ def set_constant_(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> N
     before = constant_of(old)
     if before is None:
         raise ValueError(f"input {index} of {node.name} is not a constant")
-    cast = np.ascontiguousarray(array.astype(before.dtype))
+    cast = np.asarray(array, dtype=before.dtype, order="C")
     if len(readers(old)) == 1 and old.is_initializer() and not old.is_graph_output():
         old.const_value = ir.tensor(cast, name=old.name)
         old.shape = ir.Shape(cast.shape)

@@ -3,6 +3,9 @@
 Each module has `find(model)`, which lists its sites, `applies(site)`, which returns None or the
 reason why the fold would not be exact there, and `apply_(model, site, ...)`, which edits in place
 and raises ValueError with that reason. `layerscale` runs in `graph.canonical` already.
+
+All expect a canonical graph (`canonicalise_`). Sites stay valid while other folds edit weights and
+add biases; after nodes are inserted or split (`rotation` with inserts, `packed_qkv`), find again.
 """
 
 from types import ModuleType

@@ -100,10 +100,19 @@ def _explore(model: ir.Model, stream: Stream, start: ir.Value, shapes: Shapes) -
                 stream.obstacles.append(f"{value.name} holds the channels in two orders")
             continue
         stream.places[value] = place
+        if not _is_known(value, shapes):
+            stream.obstacles.append(f"the shapes around {value.name} are unknown")
+            continue
         stack.extend(_joined_above(stream, value, place, shapes))
         stack.extend(_joined_below(model, stream, value, place, shapes))
         if value.is_graph_output():
             stream.outputs.append(value)
+
+
+def _is_known(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether the shapes of `value` and of what its readers make of it are known."""
+    made = [out for node, _ in readers(value) for out in node.outputs]
+    return all(str(v.name) in shapes for v in (value, *made))
 
 
 _Joined = Iterator[tuple[ir.Value, Place]]
