@@ -123,7 +123,7 @@ def test_vit_digits_reads_held_out_digits():
     model = timm.create_model(f"local-dir:{MODEL}", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(model)
     preprocess = Preprocess(
-        config["input_size"][1:],
+        tuple(config["input_size"][1:]),
         tuple(config["mean"]),
         tuple(config["std"]),
         config["interpolation"],

@@ -3,6 +3,8 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import math
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -50,6 +52,13 @@ _ClickError = cast(
     "type[Exception]",
     next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"),
 )
+
+
+def _require_positive(value: float | None) -> float | None:
+    """Return `value` where it is a finite number of at least 0; typer's own `min` lets NaN pass."""
+    if value is not None and not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a number of at least 0.")
+    return value
 
 
 def _show_version(asked: bool) -> None:
@@ -174,7 +183,8 @@ def check(
     artifact: Annotated[Path, typer.Argument(help="Bundle folder.")],
     against: Annotated[Path | None, typer.Option(help="Another bundle to compare with.")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Gate; the bundle's own by default.")
+        float | None,
+        typer.Option(help="Gate; the bundle's own by default.", callback=_require_positive),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -190,16 +200,22 @@ def check(
 @app.command()
 def profile(
     artifacts: Annotated[list[Path], typer.Argument(help="Bundles or ONNX files.")],
-    batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
-    seconds: Annotated[float, typer.Option(help="Timing budget.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(help="All cores by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per run.", min=1)] = 1,
+    seconds: Annotated[
+        float, typer.Option(help="Timing budget.", callback=_require_positive)
+    ] = 10.0,
+    threads: Annotated[int | None, typer.Option(help="All cores by default.", min=1)] = None,
     json: Json = False,
 ) -> None:
     """Time bundles and ONNX files in turns in one process."""
+    from vitdeploy.console import ConsoleProgress
     from vitdeploy.display import print_profile
     from vitdeploy.profiling import profile as profile_artifacts
 
-    report = profile_artifacts(artifacts, batch=batch, seconds=seconds, threads=threads)
+    with ConsoleProgress(quiet=json) as progress:
+        report = profile_artifacts(
+            artifacts, batch=batch, seconds=seconds, threads=threads, progress=progress
+        )
     _print_json_or(report, json, print_profile)
 
 
@@ -346,6 +362,8 @@ def _run(
     from vitdeploy.pipeline import run as run_recipe
     from vitdeploy.report import WRITERS
 
+    if junit:
+        _require_writable(junit)  # before the work, not after it
     with ConsoleProgress(quiet=quiet) as progress:
         report = run_recipe(recipe, force=force, progress=progress)
     if junit:
@@ -380,6 +398,15 @@ def _raise_failed_gates(report: "Report") -> None:
 
 def _report_path(place: Path) -> Path:
     return place / "report.json" if place.is_dir() else place
+
+
+def _require_writable(path: Path) -> None:
+    above = path.absolute().parent
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(
+            f"cannot write '{path}': it is a folder, or '{above}' is not a folder you may write "
+            "to. Give the path of a file."
+        )
 
 
 def _write_text(path: Path, text: str) -> None:

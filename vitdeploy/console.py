@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def people() -> Console:
     """Return the console for people: stderr, plain where that is no terminal."""
-    # A pipe has no width; 100 columns keep the tables whole there.
-    width = None if sys.stderr.isatty() else 100
+    # A pipe has no width; tables take what they need of this, so that no figure is cut there.
+    width = None if sys.stderr.isatty() else 200
     return Console(stderr=True, highlight=False, width=width)
 
 
@@ -27,27 +28,27 @@ def print_json(text: str) -> None:
 
 def print_error(message: str) -> None:
     """Print one error for people."""
-    people().print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True)
+    people().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def print_line(message: str) -> None:
     """Print one line for people."""
-    people().print(_escape(message), soft_wrap=True)
+    people().print(Text(message), soft_wrap=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table for people; columns whose name starts with `>` are right-aligned."""
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    # `Text` everywhere: names and messages may hold brackets, which rich would take for markup.
+    heading = Text(title) if title else None
+    table = Table(title=heading, title_justify="left", title_style="bold")
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left")
+        # On a narrow terminal a cell is broken into lines, never cut short.
+        justify: JustifyMethod = "right" if right else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row))
     people().print(table)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 class ConsoleProgress:
@@ -63,7 +64,7 @@ class ConsoleProgress:
         if not self._quiet and self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
-                TextColumn("{task.description:<20}"),
+                TextColumn("{task.description:<20}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
@@ -88,7 +89,7 @@ class ConsoleProgress:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(name, total=None)
         elif not self._quiet:
-            self._console.print(f"{name} ...")
+            self._console.print(Text(f"{name} ..."))
 
     def step(self, done: int, total: int) -> None:
         """Move the bar of the current stage."""
@@ -98,4 +99,4 @@ class ConsoleProgress:
     def note(self, message: str) -> None:
         """Show one line that matters now."""
         if not self._quiet:
-            self._console.print(f"[yellow]note:[/] {_escape(message)}", soft_wrap=True)
+            self._console.print(Text.assemble(("note: ", "yellow"), message), soft_wrap=True)

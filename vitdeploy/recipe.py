@@ -37,7 +37,7 @@ class ModelSection(_Section):
 
     source: str = Field(
         min_length=1,
-        description="Alias, timm:NAME, hf:REPO, model folder, or an FP32 .onnx file.",
+        description="Alias, timm:NAME, hf:REPO, or a model folder.",
     )
     checkpoint: str | None = Field(None, description="Weights file in timm's format.")
     random_weights: bool = Field(False, description="Draw seeded weights; stamped in the report.")
@@ -82,14 +82,33 @@ class ExportSection(_Section):
     )
 
 
+class Int8Choices(_Section):
+    """What a search chose for one target; a resolved recipe pins it."""
+
+    strengths: dict[str, str] = Field(
+        default_factory=dict,
+        description="By LayerNorm or attention layer: off, shift, an alpha such as 0.5, 0.5+shift.",
+    )
+    clips: dict[str, float] = Field(
+        default_factory=dict, description="By activation: share of its min-max range, 0..1."
+    )
+
+
 class Int8Section(_Section):
     """How INT8 is reached."""
 
     clip: Literal["minmax", "mse"] = Field(
         "mse", description="Activation ranges: the extremes, or the range of least error."
     )
+    folds: Literal["search", "off"] = Field(
+        "search", description="Whether exact folds even out channels before quantising."
+    )
+    bias_correction: bool = Field(True, description="Take off what rounding weights adds.")
     keep_float: tuple[str, ...] = Field(
         (), description="Node names, or prefixes ending in '*', that stay in float."
+    )
+    choices: dict[TargetName, Int8Choices] = Field(
+        default_factory=dict, description="By target: choices of an earlier run; nothing to search."
     )
 
 

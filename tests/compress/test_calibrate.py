@@ -2,7 +2,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from vitdeploy.compress.calibrate import Probe, collect_range_errors, collect_statistics
+from vitdeploy.compress.calibrate import (
+    Probe,
+    RangeCandidate,
+    collect_range_errors,
+    collect_statistics,
+)
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme
 from vitdeploy.targets.onnx import runner_from_model
@@ -33,6 +38,7 @@ def test_streamed_statistics_equal_those_of_all_activations(
     np.testing.assert_array_equal(streamed.high, stored.max((0, 1)))
     # Summed in another order.
     np.testing.assert_allclose(streamed.square, np.square(stored).mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(streamed.mean, stored.mean((0, 1)), rtol=1e-4, atol=1e-5)
     assert streamed.positions == 16
 
 
@@ -45,14 +51,22 @@ def test_batch_size_does_not_matter(vit_graph: ir.Model, pixels: np.ndarray):
 
 def test_range_errors_equal_a_computation_by_hand(vit_graph: ir.Model, pixels: np.ndarray):
     stored = activation(vit_graph, "normed", pixels).astype(np.float64)
-    candidates = [ActivationRange(-4.0, 4.0), ActivationRange(-1.0, 1.0)]
+    factor, offset = np.linspace(0.5, 2.0, 8), np.linspace(-1.0, 1.0, 8)
+    candidates = [
+        RangeCandidate(ActivationRange(-4.0, 4.0)),
+        RangeCandidate(ActivationRange(-1.0, 1.0)),
+        RangeCandidate(ActivationRange(-2.0, 3.0), scale=factor, shift=offset),
+    ]
     errors = collect_range_errors(
         vit_graph, {NORMED: candidates}, QuantScheme(), batches_of(pixels, 2)
     )["normed"]
-    for row, interval in zip(errors, candidates, strict=True):
-        scale, zero = interval.parameters(QuantScheme())
-        codes = np.clip(np.rint(stored / scale) + int(zero), 0, 255)
-        expected = np.square((codes - int(zero)) * float(scale) - stored).sum((0, 1))
+    for row, candidate in zip(errors, candidates, strict=True):
+        scale, zero = candidate.interval.parameters(QuantScheme())
+        folds = candidate.scale is not None
+        by, minus = (factor, offset) if folds else (1.0, 0.0)
+        folded = (stored - minus) / by
+        codes = np.clip(np.rint(folded / scale) + int(zero), 0, 255)
+        expected = np.square(((codes - int(zero)) * float(scale) - folded) * by).mean((0, 1))
         # float32 sums in the graph; values at .5 may round to either side.
         np.testing.assert_allclose(row, expected, rtol=2e-3)
 

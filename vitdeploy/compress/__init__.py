@@ -7,7 +7,7 @@ test module.
 STEPS: dict[str, str] = {
     "int8": "vitdeploy.compress.int8",
 }
-"""Name -> module; `calibrate` is no step but what steps measure activations with."""
+"""Name -> module."""
 
-SHARED_MODULES = ("calibrate",)
-"""Modules of this package that are no step themselves."""
+SHARED_MODULES = ("calibrate", "smoothing", "search", "bias")
+"""Modules of this package that are no step themselves: they measure, choose and correct."""

@@ -28,6 +28,8 @@ class ChannelStatistics:
     """(C,) float32 minimum."""
     high: np.ndarray
     """(C,) float32 maximum."""
+    mean: np.ndarray
+    """(C,) float64 mean."""
     square: np.ndarray
     """(C,) float64 mean square."""
     positions: float
@@ -37,6 +39,32 @@ class ChannelStatistics:
     def range(self) -> ActivationRange:
         """The interval that holds every value seen."""
         return ActivationRange(float(self.low.min()), float(self.high.max()))
+
+    @property
+    def variance(self) -> np.ndarray:
+        """(C,) float64 variance."""
+        return np.maximum(self.square - np.square(self.mean), 0.0)
+
+    def folded(self, scale: np.ndarray, shift: np.ndarray) -> "ChannelStatistics":
+        """Return the statistics of (x - shift) / scale; both (C,), scale positive."""
+        return ChannelStatistics(
+            low=(self.low - shift) / scale,
+            high=(self.high - shift) / scale,
+            mean=(self.mean - shift) / scale,
+            square=(self.square - 2 * shift * self.mean + np.square(shift)) / np.square(scale),
+            positions=self.positions,
+        )
+
+
+@dataclass(frozen=True)
+class RangeCandidate:
+    """A range for an activation x, or for (x - shift) / scale once a fold has made it that."""
+
+    interval: ActivationRange
+    scale: np.ndarray | None = None
+    """(C,) positive, or None for one."""
+    shift: np.ndarray | None = None
+    """(C,) in the units of x, or None for zero."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +101,8 @@ def collect_statistics(
     for feeds, results in _run(observed, batches):
         count = len(next(iter(feeds.values())))
         images += count
-        for name, (low, high, square, size) in reductions.items():
-            merged[name].add(results[low], results[high], results[square], results[size], count)
+        for name, outputs in reductions.items():
+            merged[name].add([results[output] for output in outputs], count)
         if progress:
             progress(images)
     if not images:
@@ -84,52 +112,56 @@ def collect_statistics(
 
 def collect_range_errors(
     model: ir.Model,
-    candidates: Mapping[Probe, Sequence[ActivationRange]],
+    candidates: Mapping[Probe, Sequence[RangeCandidate]],
     scheme: QuantScheme,
     batches: Batches,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the sum of squared rounding and clipping errors of each candidate range.
+    """Return the mean squared rounding and clipping error of each candidate range.
 
     Returns:
-        By value name a float64 array (candidates, C).
+        By value name a float64 array (candidates, C), in the units of x, per position.
     """
     observed = model.clone()
     values = _values_by_name(observed)
     outputs = {
         probe.value_name: [
-            _add_error(observed, values[probe.value_name], probe, interval, scheme)
-            for interval in intervals
+            _add_error(observed, values[probe.value_name], probe, candidate, scheme)
+            for candidate in listed
         ]
-        for probe, intervals in candidates.items()
+        for probe, listed in candidates.items()
     }
+    sizes = {p.value_name: _add_size(observed, values[p.value_name], p) for p in candidates}
     totals: dict[str, np.ndarray] = {}
+    positions = dict.fromkeys(outputs, 0.0)
     images = 0
     for feeds, results in _run(observed, batches):
         images += len(next(iter(feeds.values())))
         for name, error_names in outputs.items():
             errors = np.stack([results[error].astype(np.float64) for error in error_names])
             totals[name] = totals[name] + errors if name in totals else errors
+            positions[name] += float(results[sizes[name]]) / errors.shape[1]
         if progress:
             progress(images)
-    return totals
+    return {name: total / positions[name] for name, total in totals.items()}
 
 
 class _Merging:
-    """Running minimum, maximum and sum of squares of one activation."""
+    """Running extremes and sums of one activation."""
 
     def __init__(self) -> None:
         self.low: np.ndarray | None = None
         self.high: np.ndarray | None = None
+        self.total: np.ndarray | float = 0.0
         self.square: np.ndarray | float = 0.0
         self.positions = 0.0
         self.images = 0
 
-    def add(
-        self, low: np.ndarray, high: np.ndarray, square: np.ndarray, size: np.ndarray, images: int
-    ) -> None:
+    def add(self, results: Sequence[np.ndarray], images: int) -> None:
+        low, high, total, square, size = results
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
+        self.total = self.total + total.astype(np.float64)
         self.square = self.square + square.astype(np.float64)
         self.positions += float(size) / len(low)
         self.images += images
@@ -142,8 +174,9 @@ class _Merging:
                 f"activation '{name}' holds NaN or infinity on the calibration images, so it "
                 "cannot be quantised. Check the model's weights and the images."
             )
-        square = np.asarray(self.square) / max(self.positions, 1.0)
-        return ChannelStatistics(self.low, self.high, square, self.positions / self.images)
+        count = max(self.positions, 1.0)
+        mean, square = np.asarray(self.total) / count, np.asarray(self.square) / count
+        return ChannelStatistics(self.low, self.high, mean, square, self.positions / self.images)
 
 
 def _run(observed: ir.Model, batches: Batches) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
@@ -169,37 +202,57 @@ def _other_axes(model: ir.Model, probe: Probe) -> ir.Value:
     return add_initializer(model, f"observe_axes_{probe.rank}_{channel}", np.asarray(axes))
 
 
-def _add_reductions(model: ir.Model, value: ir.Value, probe: Probe) -> tuple[str, str, str, str]:
+def _add_reductions(model: ir.Model, value: ir.Value, probe: Probe) -> tuple[str, ...]:
     axes = _other_axes(model, probe)
     names = []
-    for operator in ("ReduceMin", "ReduceMax", "ReduceSumSquare"):
+    for operator in ("ReduceMin", "ReduceMax", "ReduceSum", "ReduceSumSquare"):
         node = ir.node(operator, [value, axes], attributes={"keepdims": 0})
         names.append(_publish(model, node, f"{probe.value_name}/{operator}"))
-    size = ir.node("Size", [value])
-    names.append(_publish(model, size, f"{probe.value_name}/Size", ir.DataType.INT64))
-    return names[0], names[1], names[2], names[3]
+    return (*names, _add_size(model, value, probe))
+
+
+def _add_size(model: ir.Model, value: ir.Value, probe: Probe) -> str:
+    return _publish(model, ir.node("Size", [value]), f"{probe.value_name}/Size", ir.DataType.INT64)
 
 
 def _add_error(
     model: ir.Model,
     value: ir.Value,
     probe: Probe,
-    interval: ActivationRange,
+    candidate: RangeCandidate,
     scheme: QuantScheme,
 ) -> str:
-    scale, zero_point = interval.parameters(scheme)
+    """Add the fold, Q, DQ, the difference and its sum of squares; return the output's name."""
+    scale, zero_point = candidate.interval.parameters(scheme)
     parameters = [
         add_initializer(model, "observe_scale", np.asarray(scale, np.float32)),
         add_initializer(model, "observe_zero_point", np.asarray(zero_point)),
     ]
-    quantize = ir.node("QuantizeLinear", [value, *parameters])
+    folded = value
+    for operator, vector in (("Sub", candidate.shift), ("Div", candidate.scale)):
+        if vector is not None:
+            node = ir.node(operator, [folded, _channel_vector(model, vector, probe)])
+            model.graph.append(node)
+            folded = node.outputs[0]
+    quantize = ir.node("QuantizeLinear", [folded, *parameters])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
-    difference = ir.node("Sub", [dequantize.outputs[0], value])
+    difference = ir.node("Sub", [dequantize.outputs[0], folded])
+    nodes = [quantize, dequantize, difference]
+    result = difference.outputs[0]
+    if candidate.scale is not None:
+        unfold = ir.node("Mul", [result, _channel_vector(model, candidate.scale, probe)])
+        nodes.append(unfold)
+        result = unfold.outputs[0]
+    model.graph.extend(nodes)
     axes = _other_axes(model, probe)
-    total = ir.node("ReduceSumSquare", [difference.outputs[0], axes], attributes={"keepdims": 0})
-    for node in (quantize, dequantize, difference):
-        model.graph.append(node)
+    total = ir.node("ReduceSumSquare", [result, axes], attributes={"keepdims": 0})
     return _publish(model, total, f"{probe.value_name}/error_{len(model.graph.outputs)}")
+
+
+def _channel_vector(model: ir.Model, vector: np.ndarray, probe: Probe) -> ir.Value:
+    shape = [1] * probe.rank
+    shape[probe.channel_axis] = -1
+    return add_initializer(model, "observe_channels", vector.astype(np.float32).reshape(shape))
 
 
 def _publish(

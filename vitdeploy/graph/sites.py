@@ -36,6 +36,21 @@ class WeightSite:
         """`MatMul`, `Gemm` or `Conv`."""
         return str(self.node.op_type)
 
+    @property
+    def activation_rank(self) -> int:
+        """Number of axes of the activation.
+
+        Raises:
+            ValueError: the graph does not tell.
+        """
+        if self.kind == "Conv":
+            return len(self.weight.const_value.shape)
+        if self.kind == "Gemm":
+            return 2
+        if self.activation.shape is None:
+            raise ValueError(f"the shape of '{self.activation.name}' is unknown")
+        return len(self.activation.shape)
+
     def macs_per_position(self) -> int:
         """Return multiply-accumulates per token (products) or output pixel (convolutions)."""
         return int(np.prod(self.weight.const_value.shape.numpy()))
@@ -76,6 +91,22 @@ def array_of(value: ir.Value) -> np.ndarray:
     if value.const_value is None:
         raise ValueError(f"'{value.name}' is not a constant")
     return np.asarray(value.const_value.numpy())
+
+
+def kernel_matrix(site: WeightSite) -> np.ndarray:
+    """Return the weight as float64 (in, out, kernel positions).
+
+    A grouped convolution is given as (in, out / groups, kernel positions): each input channel
+    with the outputs of its own group.
+    """
+    weight = array_of(site.weight).astype(np.float64)
+    if site.kind != "Conv":
+        return (weight if site.input_axis == 0 else weight.T)[:, :, None]
+    outputs, per_group = weight.shape[:2]
+    grouped = weight.reshape(site.groups, outputs // site.groups, per_group, -1)
+    return grouped.transpose(0, 2, 1, 3).reshape(
+        site.groups * per_group, outputs // site.groups, -1
+    )
 
 
 def add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:

@@ -1,0 +1,262 @@
+"""Strength by measurement: how each activation is folded and clipped before it becomes INT8.
+
+For every activation a handful of folds and ranges is tried on calibration images, in the target's
+own scheme, inside the graph; the one whose rounding does least harm behind the weights is kept.
+What is quantised at all is decided in `int8`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.compress.calibrate import (
+    Batches,
+    ChannelStatistics,
+    Probe,
+    RangeCandidate,
+    collect_range_errors,
+)
+from vitdeploy.compress.smoothing import (
+    FoldGroup,
+    Refusal,
+    Strength,
+    find_groups,
+    strength_from_label,
+    strengths,
+    weight_error,
+)
+from vitdeploy.errors import CompressionError
+from vitdeploy.graph.qdq import ActivationRange, QuantScheme
+from vitdeploy.graph.sites import WeightSite, kernel_matrix
+from vitdeploy.recipe import Int8Choices, Int8Section
+
+CLIP_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+"""Shares of the min-max range that are tried."""
+MEASURED_STRENGTHS = 3
+"""How many fold strengths, best estimates first, are measured on images; no fold is one more."""
+SEARCH_IMAGES = 64
+"""Calibration images the search reads; ranges need all, error sums do not."""
+
+
+@dataclass(frozen=True)
+class SearchInput:
+    """What the search needs to know."""
+
+    model: ir.Model
+    """FP32 graph, not changed."""
+    sites: Sequence[WeightSite]
+    """The products that will be quantised."""
+    statistics: Mapping[str, ChannelStatistics]
+    """By activation name, over all calibration images."""
+    scheme: QuantScheme
+    batches: Batches
+    options: Int8Section
+    pinned: Int8Choices | None = None
+    """Choices of an earlier run; nothing is measured then."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search chose."""
+
+    ranges: dict[str, ActivationRange]
+    """By activation name, after the folds."""
+    folds: tuple[tuple[FoldGroup, Strength], ...]
+    """The folds to apply; none that change nothing."""
+    means: dict[str, np.ndarray]
+    """By site name (in,) mean of its input after the folds, for bias correction."""
+    choices: Int8Choices
+    refusals: tuple[Refusal, ...]
+    candidates: int
+    """How many combinations of fold and range were measured."""
+
+
+def search(given: SearchInput) -> Found:
+    """Return the folds and ranges of least measured error.
+
+    Raises:
+        CompressionError: pinned choices that do not fit the graph.
+    """
+    groups, refusals = [], list[Refusal]()
+    if given.options.folds == "search":
+        groups, refusals = find_groups(given.model, given.sites)
+    ratios = CLIP_RATIOS if given.options.clip == "mse" else (1.0,)
+    if given.pinned is not None:
+        return _from_pins(given, groups, refusals, given.pinned)
+    options = {group.name: _shortlist(group, given) for group in groups}
+    grid = _candidates(given, groups, options, ratios)
+    listed = {probe: [c for row in rows for c in row] for probe, rows in grid.items()}
+    errors = collect_range_errors(given.model, listed, given.scheme, _limited(given.batches))
+    costs = _costs(given.sites, grid, errors)
+    chosen = {group.name: _best(group, options[group.name], costs, given) for group in groups}
+    clips = _best_clips(given, groups, options, chosen, costs, ratios)
+    labels = {name: strength.label for name, strength in chosen.items()}
+    choices = Int8Choices(strengths=labels, clips=clips)
+    count = sum(len(candidates) for candidates in listed.values())
+    return _found(given, groups, refusals, chosen, choices, count)
+
+
+def _from_pins(
+    given: SearchInput, groups: list[FoldGroup], refusals: list[Refusal], pinned: Int8Choices
+) -> Found:
+    names = {group.name for group in groups}
+    activations = {str(site.activation.name) for site in given.sites}
+    strange = [*(set(pinned.strengths) - names), *(set(pinned.clips) - activations)]
+    if strange:
+        raise CompressionError(
+            f"int8.choices name {sorted(strange)[:3]}, which this graph does not have; remove "
+            "int8.choices from the recipe to search again."
+        )
+    try:
+        chosen = {
+            group.name: strength_from_label(
+                group, pinned.strengths.get(group.name, "off"), given.statistics
+            )
+            for group in groups
+        }
+    except ValueError as error:
+        raise CompressionError(f"int8.choices: {error}") from error
+    return _found(given, groups, refusals, chosen, pinned, 0)
+
+
+def _found(  # noqa: PLR0917 - assembles one result
+    given: SearchInput,
+    groups: list[FoldGroup],
+    refusals: list[Refusal],
+    chosen: Mapping[str, Strength],
+    choices: Int8Choices,
+    candidates: int,
+) -> Found:
+    folded = dict(given.statistics)
+    means = {s.name: given.statistics[str(s.activation.name)].mean for s in given.sites}
+    folds = []
+    for group in groups:
+        strength = chosen[group.name]
+        if strength.label == "off":
+            continue
+        folds.append((group, strength))
+        for reader in group.readers:
+            name = str(reader.site.activation.name)
+            scale, shift = strength.scale[reader.channels], strength.shift[reader.channels]
+            folded[name] = given.statistics[name].folded(scale, shift)
+            means[reader.site.name] = folded[name].mean
+    ranges = {
+        name: _shrunk(own.range, choices.clips.get(name, 1.0)) for name, own in folded.items()
+    }
+    return Found(ranges, tuple(folds), means, choices, tuple(refusals), candidates)
+
+
+def _shortlist(group: FoldGroup, given: SearchInput) -> list[Strength]:
+    """Return no fold and the best estimates."""
+    ranked = strengths(group, given.statistics, given.scheme)
+    off = next(candidate for candidate in ranked if candidate.label == "off")
+    better = list(takewhile(lambda candidate: candidate is not off, ranked))
+    return [off, *better[:MEASURED_STRENGTHS]]
+
+
+def _candidates(
+    given: SearchInput,
+    groups: Sequence[FoldGroup],
+    options: Mapping[str, Sequence[Strength]],
+    ratios: Sequence[float],
+) -> dict[Probe, list[list[RangeCandidate]]]:
+    """Return by activation a row per strength with a candidate per clip ratio."""
+    grid: dict[Probe, list[list[RangeCandidate]]] = {}
+    done = set()
+    for group in groups:
+        for reader in group.readers:
+            name = str(reader.site.activation.name)
+            if name in done:
+                continue
+            done.add(name)
+            rows = []
+            for strength in options[group.name]:
+                scale, shift = strength.scale[reader.channels], strength.shift[reader.channels]
+                interval = given.statistics[name].folded(scale, shift).range
+                rows.append([RangeCandidate(_shrunk(interval, r), scale, shift) for r in ratios])
+            grid[_probe(reader.site)] = rows
+    for site in given.sites:
+        name = str(site.activation.name)
+        if name not in done:
+            done.add(name)
+            interval = given.statistics[name].range
+            grid[_probe(site)] = [[RangeCandidate(_shrunk(interval, r)) for r in ratios]]
+    return grid
+
+
+def _costs(
+    sites: Sequence[WeightSite],
+    grid: Mapping[Probe, Sequence[Sequence[RangeCandidate]]],
+    errors: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return by activation (strengths, ratios): squared error at the products' outputs.
+
+    An error e_c on channel c adds e_c^2 * ||W_c||^2, so ranges are chosen by the damage they do
+    behind the weights, not before them.
+    """
+    sensitivity: dict[str, np.ndarray] = {}
+    for site in sites:
+        name = str(site.activation.name)
+        norms = np.square(kernel_matrix(site)).sum(axis=(1, 2))
+        sensitivity[name] = sensitivity.get(name, 0.0) + norms
+    return {
+        probe.value_name: (errors[probe.value_name] @ sensitivity[probe.value_name]).reshape(
+            len(rows), -1
+        )
+        for probe, rows in grid.items()
+    }
+
+
+def _best(
+    group: FoldGroup,
+    options: Sequence[Strength],
+    costs: Mapping[str, np.ndarray],
+    given: SearchInput,
+) -> Strength:
+    activations = {str(reader.site.activation.name) for reader in group.readers}
+    totals = [
+        sum(float(costs[name][number].min()) for name in sorted(activations))
+        + weight_error(group, strength, given.statistics, given.scheme)
+        for number, strength in enumerate(options)
+    ]
+    return options[int(np.argmin(totals))]
+
+
+def _best_clips(  # noqa: PLR0917 - the parts of one decision
+    given: SearchInput,
+    groups: Sequence[FoldGroup],
+    options: Mapping[str, Sequence[Strength]],
+    chosen: Mapping[str, Strength],
+    costs: Mapping[str, np.ndarray],
+    ratios: Sequence[float],
+) -> dict[str, float]:
+    row = {str(site.activation.name): 0 for site in given.sites}
+    for group in groups:
+        number = list(options[group.name]).index(chosen[group.name])
+        row.update({str(reader.site.activation.name): number for reader in group.readers})
+    return {name: ratios[int(np.argmin(costs[name][number]))] for name, number in row.items()}
+
+
+def _probe(site: WeightSite) -> Probe:
+    return Probe(str(site.activation.name), site.channel_axis, site.activation_rank)
+
+
+def _shrunk(interval: ActivationRange, ratio: float) -> ActivationRange:
+    return ActivationRange(interval.low * ratio, interval.high * ratio)
+
+
+def _limited(batches: Batches) -> Batches:
+    """Return the same pass, ended after `SEARCH_IMAGES` images."""
+
+    def passes():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        seen = 0
+        for feeds in batches():
+            if seen >= SEARCH_IMAGES:
+                return
+            seen += len(next(iter(feeds.values())))
+            yield feeds
+
+    return passes
