@@ -63,7 +63,9 @@ class Row:
 
 def main() -> None:
     """Parse the arguments, run, print a table and write JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--models", type=Path)
     parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--only", action="append", help="model name; repeatable")
@@ -128,11 +130,13 @@ def variants_of(model: ir.Model, seeds: int) -> dict[str, Callable[[], ir.Model 
         suffix = f"/{seed}" if seed else ""
         for kind, inject in INJECTIONS.items():
             for strength in (8, 32, 128, 512):
+
                 def make(
                     inject: Callable[..., bool] = inject, strength: int = strength, seed: int = seed
                 ) -> ir.Model | None:
                     copy = model.clone()
-                    return copy if inject(copy, float(strength), np.random.default_rng(seed)) else None
+                    rng = np.random.default_rng(seed)
+                    return copy if inject(copy, float(strength), rng) else None
 
                 variants[f"{kind} s={strength}{suffix}"] = make
     return variants
@@ -192,7 +196,13 @@ def inject_f5_(model: ir.Model, strength: float, rng: np.random.Generator) -> bo
     return bool(sites)
 
 
-INJECTIONS = {"F1": inject_f1_, "F2": inject_f2_, "F3": inject_f3_, "F4": inject_f4_, "F5": inject_f5_}
+INJECTIONS = {
+    "F1": inject_f1_,
+    "F2": inject_f2_,
+    "F3": inject_f3_,
+    "F4": inject_f4_,
+    "F5": inject_f5_,
+}
 
 
 def rows_of(subject: Subject, variant: str, model: ir.Model, methods: str) -> Iterator[Row]:

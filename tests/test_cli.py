@@ -125,6 +125,8 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["--int9"], "--int8"),
         (["--fp16"], "more than one precision"),
         (["--batch", "none"], "export.batch"),
+        # isdigit() is true of it, and int() refuses it
+        (["--batch", "²"], "export.batch"),
         (["--outputs", "logit"], "model.outputs"),
         (["--opset", "3"], "opset"),
         (["--target", "onyx"], "Did you mean 'onnx'?"),
@@ -138,6 +140,39 @@ def test_2_usage(
     assert exit_code_from(export_arguments(place, tmp_path / "out", *more)) == UsageError.exit_code
     assert text in errors(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["profile", "BUNDLE", "--seconds", "nan"], "'--seconds': nan is not a number"),
+        (["profile", "BUNDLE", "--seconds", "-1"], "'--seconds': -1 is not a number"),
+        (["profile", "BUNDLE", "--threads", "0"], "greater than or equal to 1"),
+        (["profile", "BUNDLE", "--batch", "0"], "greater than or equal to 1"),
+        (["profile"], "Missing argument"),
+        (["check", "BUNDLE", "--max-drop", "nan"], "'--max-drop': nan is not a number"),
+        (["check", "none"], "does not exist"),
+        (["predict", "none", "image.png"], "does not exist"),
+        (["predict", "BUNDLE", "image.png", "--target", "openvino"], "it has onnx"),
+        (["report", "show", "none"], "no report"),
+    ],
+)
+def test_2_other_commands(
+    arguments: list[str], text: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = [str(bundle) if argument == "BUNDLE" else argument for argument in arguments]
+    assert exit_code_from(given) == UsageError.exit_code
+    assert text in errors(capsys)
+
+
+@pytest.mark.parametrize("junit", [".", "none/out.xml"])
+def test_2_junit_that_cannot_be_written_is_found_before_the_work(
+    junit: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ["run", str(bundle / "recipe.yaml"), "-o", str(tmp_path / "out")]
+    assert exit_code_from([*given, "--junit", str(tmp_path / junit)]) == UsageError.exit_code
+    assert "Give the path of a file" in errors(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_2_existing_output(bundle: Path, place: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,12 +15,12 @@ from vitdeploy.recipe import Recipe, recipe_from_dict, recipe_from_yaml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AS_IT_IS = "vit-digits-int8"
-# Sizes that keep each architecture's shape: several patches, every stage of Swin and FastViT with
-# more than one token, position embeddings that have to be resampled; and a few blocks of each kind.
+# Sizes that keep each architecture's shape: several patches, a stage of Swin before and one after
+# merging, with plain and shifted windows, position embeddings that have to be resampled.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "vit-tiny-int8": (32, {"depth": 2}),
     "deit-tiny-distilled-int8": (32, {"depth": 2}),
-    "swin-tiny-int8": (64, {"depths": (2, 2, 2, 2)}),
+    "swin-tiny-int8": (64, {"depths": (2, 2), "num_heads": (3, 6)}),
     "dinov2-small-int8": (28, {"depth": 2}),
     "fastvit-t8-int8": (64, {}),
 }

@@ -12,6 +12,7 @@ from vitdeploy.evaluation import collect_outputs, fidelity_rows
 from vitdeploy.gates import check_gates
 from vitdeploy.golden import Golden, read_golden
 from vitdeploy.metrics import METRICS, Comparison
+from vitdeploy.models.spec import class_output
 from vitdeploy.recipe import GateSection, recipe_from_yaml
 from vitdeploy.report import FidelityRow, GateRow, Report
 from vitdeploy.runner import Outputs
@@ -54,7 +55,10 @@ def check(
         if against is not None:
             reference = _outputs_of(_counterpart(load_bundle(Path(against)), artifact), golden)
         outputs = _outputs_of(artifact, golden)
-        rows += fidelity_rows((artifact.target, artifact.part), reference, outputs, None)
+        ranks = ((tensor.name, len(tensor.shape)) for tensor in artifact.outputs)
+        classes = class_output(loaded.manifest.model.task, ranks)
+        place = (artifact.target, artifact.part)
+        rows += fidelity_rows(place, reference, outputs, None, classes=classes)
         if against is None:
             recorded = read_golden(loaded.path, f"{artifact.part}.{artifact.target}").outputs
             gates.append(_golden_gate(artifact, reference, outputs, recorded))

@@ -89,7 +89,7 @@ def print_description(description: "ModelDescription", *, as_json: bool) -> None
         ("task", description.task),
         ("weights", description.weights),
         ("parameters", f"{description.parameters:,}"),
-        ("GMACs per image", f"{description.gmacs:.3f}"),
+        ("GMACs per image", "-" if description.gmacs is None else f"{description.gmacs:.3f}"),
         ("tokens per softmax row", str(description.tokens or "-")),
         ("input", f"{height} x {width} pixels"),
         ("resize", f"{preprocess.interpolation}, {preprocess.crop_mode} {preprocess.crop_pct:g}"),

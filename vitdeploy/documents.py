@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from vitdeploy.bundle import Artifact, Bundle, BundleWriter
+from vitdeploy.compress.int8 import Int8Result
 from vitdeploy.environment import describe_environment, package_versions
 from vitdeploy.gates import check_gates
 from vitdeploy.image_sets import Chosen, stamps_of
@@ -37,11 +38,10 @@ SLOWER_BELOW = 0.97
 
 @dataclass(frozen=True)
 class Compressed:
-    """An artefact and how much of it is INT8."""
+    """An artefact, and how it was quantised where it was."""
 
     artifact: Artifact
-    int8_macs_percent: float | None = None
-    kept_float: tuple[str, ...] = ()
+    quantized: Int8Result | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,12 @@ def assemble_report(
         ),
         environment=describe_environment(),
         recipe_sha256=recipe_sha256(recipe),
-        notes=(*loaded.spec.notes, *images.notes, *_advice(recipe, speedup)),
+        notes=(
+            *loaded.spec.notes,
+            *images.notes,
+            *_placement_notes(findings),
+            *_advice(recipe, speedup),
+        ),
     )
 
 
@@ -237,12 +242,13 @@ def _model_info(loaded: LoadedModel, description: ModelDescription) -> ModelInfo
         image_size=spec.preprocess.size,
         parameters=description.parameters,
         gmacs=description.gmacs,
+        gmacs_reason=None if description.gmacs is not None else "the file's shapes are unknown",
     )
 
 
 def _artifact_row(item: Compressed, unknown: str | None = None) -> ArtifactRow:
     artifact = item.artifact
-    share = item.int8_macs_percent
+    share = item.quantized.int8_macs_percent if item.quantized else None
     reason = unknown or f"precision {artifact.precision} has no INT8"
     return ArtifactRow(
         target=artifact.target,
@@ -290,6 +296,33 @@ def _speedups(recipe: Recipe, findings: Findings) -> tuple[dict[str, float | Non
         values[name] = reference / own if reference and own else None
     missing = {name: "latency was not measured" for name, v in values.items() if v is None}
     return values, missing
+
+
+def _placement_notes(findings: Findings) -> list[str]:
+    """Return what the INT8 search chose, one line a target."""
+    notes = []
+    for item in findings.compressed:
+        found = item.quantized
+        if found is None:
+            continue
+        target = item.artifact.target
+        folded = sum(fold.strength not in ("off", "refused") for fold in found.folds)
+        line = (
+            f"INT8 on {target}: {found.int8_macs_percent:.1f} % of the MACs with weights; "
+            f"{folded} exact folds, chosen from {found.candidates} measured candidates"
+        )
+        if found.choices.kept_float:
+            total = sum(found.noise.values())
+            noise = sum(found.noise.get(name, 0.0) for name in found.choices.kept_float)
+            share = f" ({100 * noise / total:.0f} % of the noise)" if total else ""
+            line += f"; too noisy for INT8 and kept in float{share}: "
+            line += ", ".join(found.choices.kept_float[:5])
+            more = len(found.choices.kept_float) - 5
+            line += f" and {more} more" if more > 0 else ""
+        elif found.placement_reason:
+            line += f"; sites not measured: {found.placement_reason}"
+        notes.append(line + ".")
+    return notes
 
 
 def _advice(recipe: Recipe, speedup: Mapping[str, float | None]) -> list[str]:

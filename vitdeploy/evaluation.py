@@ -54,6 +54,7 @@ def fidelity_rows(
     value: Outputs,
     labels: np.ndarray | None,
     *,
+    classes: str | None = "logits",
     centred: bool = False,
 ) -> list[FidelityRow]:
     """Return every metric that applies, for each output.
@@ -63,6 +64,7 @@ def fidelity_rows(
         reference: outputs of the FP32 model by name, (N, ...).
         value: outputs of the artefact on the same images.
         labels: (N,) class indices or None.
+        classes: the output whose second axis is classes, if there is one.
         centred: see `metrics.Comparison.centred`.
 
     Raises:
@@ -81,7 +83,7 @@ def fidelity_rows(
             raise DataError(
                 f"output '{name}' on {place[0]} holds NaN or infinity; the artefact is wrong."
             )
-        comparison = Comparison(expected, seen, labels, name == "logits", centred)
+        comparison = Comparison(expected, seen, labels, name == classes, centred)
         for metric, function in METRICS.items():
             score = function(comparison)
             if score is not None:

@@ -74,6 +74,8 @@ class Chosen:
     """None where the precision needs none."""
     evaluation: Source
     notes: tuple[str, ...] = ()
+    class_output: str | None = "logits"
+    """The output that the labels are about, where the model has one."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -116,7 +118,7 @@ def reject_missing_calibration(recipe: Recipe) -> None:
         if path is not None and path != "synthetic" and not Path(path).exists():
             scan_images(path)
     needed = recipe.precision in NEEDS_CALIBRATION and recipe.calibration.path is None
-    if needed and Path(recipe.model.source).is_dir():
+    if needed and (recipe.model.is_onnx or Path(recipe.model.source).is_dir()):
         raise UsageError(
             f"'{recipe.model.source}' is a model of your own, so --{recipe.precision} needs "
             "images like those it will see: --calib FOLDER (a few hundred; class folders or a "
@@ -137,6 +139,7 @@ def choose_sets(recipe: Recipe, loaded: LoadedModel) -> Chosen:
         Source(calibration, preprocess) if calibration is not None else None,
         Source(evaluation, preprocess),
         (note,) if note else (),
+        loaded.class_output,
     )
 
 
@@ -189,7 +192,8 @@ def _evaluation(
 
 def _scan(path: str, loaded: LoadedModel) -> ImageSet:
     """Return the user's images; their classes matter only to a model with logits."""
-    logits = [t for part in loaded.parts for t in part.outputs if t.name == "logits"]
+    name = loaded.class_output
+    logits = [t for part in loaded.parts for t in part.outputs if t.name == name]
     if not logits:
         return replace(scan_images(path), labels=None, label_names=())
     classes = logits[0].shape[-1]

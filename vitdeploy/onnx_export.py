@@ -1,8 +1,8 @@
-"""A part's torch module -> one FP32 ONNX graph, proved equal to the module.
+"""A part's torch module or ONNX file -> one canonical FP32 ONNX graph, proved equal to it.
 
-Torch's exporter does the work; `graph.canonical` tidies what comes out. What is ours is the
-proof: the graph's outputs are compared with torch's at two batch sizes, on real images, and
-a difference is an error.
+Torch's exporter does the work, where there is a module; `graph.canonical` tidies what comes out.
+What is ours is the proof: the graph's outputs are compared with those of the module or file at
+two batch sizes, on real images, and a difference is an error.
 """
 
 import contextlib
@@ -11,19 +11,23 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import ExportError
 from vitdeploy.graph.canonical import canonicalise_
+from vitdeploy.graph.naming import name_nodes_
+from vitdeploy.graph.opset import opset_of, raised_opset
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, weights_bytes
+from vitdeploy.models.onnx_file import bind_input_, figures_of, read_onnx
 from vitdeploy.models.spec import ExportPart
 from vitdeploy.runner import Runner, TorchRunner
 
 PARITY_TOLERANCE = 1e-4
-"""Largest |ONNX - torch| over the RMS of torch's output. FP32 sums of different order give
-1e-6..3e-5 on the networks here; a wrong GELU variant or epsilon gives 1e-3 and more."""
+"""Largest |ONNX - reference| over the RMS of the reference's output. FP32 sums of different order
+give 1e-6..3e-5 on the networks here; a wrong GELU variant or epsilon gives 1e-3 and more."""
 _KEEP_PRODUCTS = (
     "fuse_matmul_add_bias_into_gemm",
     "fuse_matmul_add_bias_into_gemm_batched",
@@ -37,7 +41,7 @@ ONE_IMAGE_ABOVE_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class Parity:
-    """How far one output batch of the FP32 ONNX is from torch."""
+    """How far one output batch of the FP32 ONNX is from the model it comes from."""
 
     part: str
     batch: int
@@ -62,7 +66,10 @@ def onnx_from_part(part: ExportPart, images: np.ndarray, batch: int | str, opset
 
     Raises:
         ExportError: the module cannot be traced, or not at this opset.
+        ModelError: an ONNX file is not a plain FP32 graph, or cannot be had in this opset.
     """
+    if part.file is not None:
+        return _model_from_file(part, part.file, opset)
     import torch
 
     fixed = batch if isinstance(batch, int) else None
@@ -111,10 +118,34 @@ def simplified(model: ir.Model) -> ir.Model:
     return result
 
 
+def reference_runner(part: ExportPart) -> Runner:
+    """Return what all else is compared with: the torch module, or the ONNX file as it came."""
+    if part.file is None:
+        return TorchRunner(part)
+    from vitdeploy.targets.onnx import OrtRunner
+
+    return OrtRunner(part.file)
+
+
+def _model_from_file(part: ExportPart, file: Path, opset: int) -> ir.Model:
+    """Return the canonical graph of an ONNX file, under the file's own tensor names."""
+    proto = read_onnx(file)
+    if opset_of(proto) < opset:
+        named = ir.from_proto(proto)
+        name_nodes_(named)  # from the exporter's metadata, which a conversion loses
+        proto = raised_opset(ir.to_proto(named), opset, file.name)
+    model = ir.from_proto(proto)
+    bind_input_(model, part.inputs[0].shape)
+    for value, tensor in zip(model.graph.outputs, part.outputs, strict=True):
+        value.shape = ir.Shape(tensor.shape)
+    canonicalise_(model)
+    return simplified(model)
+
+
 def check_parity(
     part: ExportPart, runner: Runner, images: np.ndarray, batches: Sequence[int]
 ) -> list[Parity]:
-    """Return the comparison of `runner` with torch at each batch size.
+    """Return the comparison of `runner` with the part itself at each batch size.
 
     Args:
         part: the reference.
@@ -126,14 +157,15 @@ def check_parity(
         ExportError: the outputs differ by more than rounding, or are not finite.
     """
     rows = []
-    with TorchRunner(part) as reference:
+    with reference_runner(part) as reference:
         for batch in batches:
             feeds = {part.inputs[0].name: np.resize(images, (batch, *images.shape[1:]))}
             rows.append(_compare(part.name, batch, reference(feeds), runner(feeds)))
+    origin = "torch" if part.file is None else f"'{part.file.name}' itself"
     for row in rows:
         if not row.passed:
             raise ExportError(
-                f"the exported graph of '{row.part}' differs from torch at batch {row.batch}: "
+                f"the exported graph of '{row.part}' differs from {origin} at batch {row.batch}: "
                 f"max |difference| {row.max_abs_diff:.3g}, {row.max_relative:.3g} of the "
                 f"output's RMS, allowed {row.tolerance:g}. Nothing was written; "
                 "try another --opset or --batch 1, and report the model."
@@ -145,8 +177,11 @@ def parity_batches(part: ExportPart, batch: int | str) -> list[int]:
     """Return the batch sizes to compare at: two where the batch is dynamic."""
     if isinstance(batch, int):
         return [batch]
-    parameters = sum(p.numel() for p in part.module.parameters())
-    return [1] if 4 * parameters > ONE_IMAGE_ABOVE_BYTES else [2, 3]
+    if part.file is not None:
+        size = 4 * figures_of(part).parameters
+    else:
+        size = 4 * sum(p.numel() for p in part.module.parameters())
+    return [1] if size > ONE_IMAGE_ABOVE_BYTES else [2, 3]
 
 
 def _compare(
@@ -158,7 +193,7 @@ def _compare(
         if value.shape != reference.shape:
             raise ExportError(
                 f"output '{name}' of the exported '{part}' has shape {value.shape} at batch "
-                f"{batch}, torch gives {reference.shape}. Use --batch {batch} for a fixed batch."
+                f"{batch}, the model's has {reference.shape}. Use --batch {batch} for a fixed one."
             )
         if not (np.isfinite(value).all() and np.isfinite(reference).all()):
             raise ExportError(

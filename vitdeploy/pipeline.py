@@ -7,14 +7,15 @@ report looks.
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.bundle import BundleWriter
+from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.documents import (
     REFERENCE,
     Compressed,
@@ -32,12 +33,18 @@ from vitdeploy.manifest import sha256_from_file
 from vitdeploy.measure import StageClock, Subject, measure_latency
 from vitdeploy.models import describe, load
 from vitdeploy.models.spec import ExportPart, LoadedModel, LoadOptions
-from vitdeploy.onnx_export import Parity, check_parity, onnx_from_part, parity_batches
+from vitdeploy.onnx_export import (
+    Parity,
+    check_parity,
+    onnx_from_part,
+    parity_batches,
+    reference_runner,
+)
 from vitdeploy.output import require_free_output
 from vitdeploy.progress import Progress, SilentProgress
-from vitdeploy.recipe import Recipe, recipe_from_dict
+from vitdeploy.recipe import Recipe, TargetName, recipe_from_dict
 from vitdeploy.report import FidelityRow, Report
-from vitdeploy.runner import Feeds, Outputs, Runner, TorchRunner
+from vitdeploy.runner import Feeds, Outputs, Runner
 from vitdeploy.targets import BuildRequest, Target, load_target
 from vitdeploy.targets.onnx import OrtRunner
 
@@ -99,6 +106,8 @@ def run(
     with BundleWriter(folder, force=force) as writer:
         with work.stage("load"):
             loaded = load(load_options(recipe))
+            recipe = with_fixed_batch(recipe, loaded)
+            work = replace(work, recipe=recipe)
             description = describe(loaded)
             images = choose_sets(recipe, loaded)
         _note_all(work, (*loaded.spec.notes, *images.notes))
@@ -125,7 +134,7 @@ def run(
         report = assemble_report(recipe, loaded, description, images, findings)
         if not recipe.keep_reference:
             _remove_reference(writer)
-        write_documents(writer, report, loaded, recipe)
+        write_documents(writer, report, loaded, resolved_recipe(recipe, compressed))
     return report
 
 
@@ -164,9 +173,19 @@ def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     return Path(f"{name}-{recipe.precision}")
 
 
+def with_fixed_batch(recipe: Recipe, loaded: LoadedModel) -> Recipe:
+    """Return the recipe with the batch that an ONNX file is fixed to, where it is."""
+    first = loaded.parts[0].inputs[0].shape[0]
+    if loaded.parts[0].file is None or not isinstance(first, int):
+        return recipe
+    export = recipe.export.model_copy(update={"batch": first})
+    return recipe.model_copy(update={"export": export})
+
+
 def load_options(recipe: Recipe) -> LoadOptions:
     """Return what `models.load` needs of a recipe."""
     model = recipe.model
+    batch = recipe.export.batch
     return LoadOptions(
         source=model.source,
         checkpoint=Path(model.checkpoint) if model.checkpoint else None,
@@ -174,6 +193,8 @@ def load_options(recipe: Recipe) -> LoadOptions:
         image_size=model.image_size,
         outputs=model.outputs,
         seed=recipe.seed,
+        preprocess=model.preprocess,
+        batch=batch if isinstance(batch, int) else None,
     )
 
 
@@ -199,10 +220,11 @@ def _reference_outputs(work: Work, loaded: LoadedModel, images: Chosen) -> dict[
     outputs = {}
     batch = _batch_of(work.recipe, images)
     for part in loaded.parts:
-        with TorchRunner(part) as runner:
+        with reference_runner(part) as runner:
             outputs[part.name] = collect_outputs(
                 runner,
                 _evaluation_feeds(images, part, batch),
+                work.recipe.export.batch,
                 progress=lambda done: work.progress.step(done, len(images.evaluation)),
             )
     return outputs
@@ -247,23 +269,23 @@ def _build_target(
     results = []
     precision = work.recipe.precision
     for item in exported:
-        model, share, kept = item.model, None, ()
+        model, quantized = item.model, None
         if precision == "int8":
             with work.stage(f"quantize {name}"):
-                result = _quantize(work, target, item, images)
-            model, share, kept = result.model, result.int8_macs_percent, result.kept_float
+                quantized = _quantize(work, name, target, item, images)
+            model = quantized.model
         with work.stage(f"build {name}"):
             path = writer.add_file(f"{name}/{item.part.name}.onnx")
             request = BuildRequest(item.part.name, model, precision, path.parent, item.sha256)
             artifact = target.build(request)
         writer.add_artifact(artifact)
-        results.append(Compressed(artifact, share, kept))
+        results.append(Compressed(artifact, quantized))
     return results
 
 
-def _quantize(work: Work, target: Target, item: ExportedPart, images: Chosen) -> Any:
-    from vitdeploy.compress.int8 import quantize_int8
-
+def _quantize(
+    work: Work, name: str, target: Target, item: ExportedPart, images: Chosen
+) -> Int8Result:
     batch = _batch_of(work.recipe, images)
     calibration = images.require_calibration()
 
@@ -281,7 +303,19 @@ def _quantize(work: Work, target: Target, item: ExportedPart, images: Chosen) ->
         batches,
         work.recipe.int8,
         progress=lambda done: work.progress.step(done, len(calibration)),
+        pinned=work.recipe.int8.choices.get(cast("TargetName", name)),
     )
+
+
+def resolved_recipe(recipe: Recipe, compressed: list[Compressed]) -> Recipe:
+    """Return the recipe with every choice that was searched for pinned, by target."""
+    choices = {
+        cast("TargetName", item.artifact.target): item.quantized.choices
+        for item in compressed
+        if item.quantized is not None
+    }
+    int8 = recipe.int8.model_copy(update={"choices": choices})
+    return recipe.model_copy(update={"int8": int8})
 
 
 def _compare(
@@ -313,6 +347,7 @@ def _compare(
             reference[artifact.part],
             outputs,
             images.labels,
+            classes=images.class_output,
             centred=work.recipe.model.random_weights,
         )
     return rows

@@ -11,6 +11,7 @@ from PIL import Image
 from vitdeploy.bundle import load_bundle
 from vitdeploy.data import Preprocess, open_image, prepare
 from vitdeploy.errors import UsageError, suggest
+from vitdeploy.models.spec import class_output
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
 
@@ -68,6 +69,8 @@ class Predictor:
         self.target = artifact.target
         self.preprocess = Preprocess.from_dict(loaded.manifest.preprocess)
         self.label_names = loaded.manifest.label_names
+        ranks = ((tensor.name, len(tensor.shape)) for tensor in artifact.outputs)
+        self._class_output = class_output(loaded.manifest.model.task, ranks)
         self._input = artifact.inputs[0]
         self._runner = load_target(artifact.target).open(artifact, threads)
 
@@ -112,7 +115,7 @@ class Predictor:
         results = []
         for index in range(count):
             own = {name: np.asarray(value[index]) for name, value in outputs.items()}
-            results.append(Prediction(own, self._classes(own.get("logits"))))
+            results.append(Prediction(own, self._classes(own.get(str(self._class_output)))))
         return results
 
     def _classes(self, logits: np.ndarray | None) -> tuple[ClassScore, ...]:

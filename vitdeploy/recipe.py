@@ -7,7 +7,7 @@ generated from them is `recipes/recipe.schema.json`.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,6 +24,13 @@ TARGET_NAMES: tuple[str, ...] = ("onnx", "openvino")
 TARGET_SYNONYMS = {"ov": "openvino", "ort": "onnx", "engine": "trt"}
 TARGETS_TO_COME = ("trt", "trt-rtx")
 _TO_COME = "is not available in this version"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def is_onnx_source(source: str) -> bool:
+    """Return whether MODEL names an ONNX file."""
+    return source.lower().endswith(".onnx")
 
 
 class _Section(BaseModel):
@@ -32,12 +39,37 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class PreprocessSection(_Section):
+    """How a picture becomes the input of an ONNX file, which says only its size."""
+
+    mean: tuple[float, float, float] = Field(
+        IMAGENET_MEAN, description="Per channel (R, G, B), subtracted from pixels in 0..1."
+    )
+    std: tuple[float, float, float] = Field(
+        IMAGENET_STD, description="Per channel (R, G, B), divides what is left; above 0."
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = (
+        "bicubic"
+    )
+    crop_pct: float = Field(1.0, gt=0, le=2, description="Size over the size resized to.")
+    crop_mode: Literal["center", "squash", "border"] = Field(
+        "center", description="Shortest edge and crop, both edges, or longest edge and padding."
+    )
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError("three numbers above 0 are needed, for pixels in 0..1")
+        return value
+
+
 class ModelSection(_Section):
     """Which model, from where."""
 
     source: str = Field(
         min_length=1,
-        description="Alias, timm:NAME, hf:REPO, or a model folder.",
+        description="Alias, timm:NAME, hf:REPO, a model folder, or an FP32 .onnx file.",
     )
     checkpoint: str | None = Field(None, description="Weights file in timm's format.")
     random_weights: bool = Field(False, description="Draw seeded weights; stamped in the report.")
@@ -47,11 +79,23 @@ class ModelSection(_Section):
     outputs: Literal["logits", "features"] | None = Field(
         None, description="What the artefact returns; what the model has when null."
     )
+    preprocess: PreprocessSection | None = Field(
+        None, description="Of an .onnx file; other models bring their own. ImageNet's when null."
+    )
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the model comes as an ONNX file."""
+        return is_onnx_source(self.source)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSection":
         if self.checkpoint is not None and self.random_weights:
             raise ValueError("give either 'checkpoint' or 'random_weights', not both")
+        if self.is_onnx and (self.checkpoint is not None or self.random_weights):
+            raise ValueError("an .onnx file has its weights; no 'checkpoint' or 'random_weights'")
+        if self.preprocess is not None and not self.is_onnx:
+            raise ValueError("'preprocess' is for .onnx files; this model brings its own")
         return self
 
 
@@ -92,6 +136,7 @@ class Int8Choices(_Section):
     clips: dict[str, float] = Field(
         default_factory=dict, description="By activation: share of its min-max range, 0..1."
     )
+    kept_float: tuple[str, ...] = Field((), description="Products found too noisy for INT8.")
 
 
 class Int8Section(_Section):
@@ -103,6 +148,12 @@ class Int8Section(_Section):
     folds: Literal["search", "off"] = Field(
         "search", description="Whether exact folds even out channels before quantising."
     )
+    placement: Literal["measured", "all"] = Field(
+        "measured",
+        description="Whether small products that carry most of the noise stay in float; at least "
+        "80 % of the MACs are INT8 either way.",
+    )
+    placement_seconds: float = Field(120.0, ge=0, description="Budget of that measurement.")
     bias_correction: bool = Field(True, description="Take off what rounding weights adds.")
     keep_float: tuple[str, ...] = Field(
         (), description="Node names, or prefixes ending in '*', that stay in float."
@@ -269,5 +320,11 @@ def _known_keys(place: tuple[Any, ...]) -> list[str]:
     """Return the keys allowed in the section at `place`."""
     section: Any = Recipe
     for part in place:
-        section = section.model_fields[part].annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[part].annotation
+        else:  # the key of a mapping whose values are sections
+            section = get_args(section)[-1]
+        inner = [a for a in get_args(section) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if inner and get_origin(section) is not dict:  # an optional section
+            section = inner[0]
     return list(section.model_fields)

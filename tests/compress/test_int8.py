@@ -14,7 +14,7 @@ SCHEME = QuantScheme()
 def quantize(model: ir.Model, pixels: np.ndarray, options: Int8Section | None = None, **scheme):
     feeds = [{"pixel_values": pixels}]
     return quantize_int8(
-        model, QuantScheme(**scheme), lambda: iter(feeds), options or Int8Section()
+        model, QuantScheme(**scheme), lambda: iter(feeds), options or Int8Section(placement="all")
     )
 
 
@@ -32,7 +32,7 @@ def test_keeps_the_function(vit_graph: ir.Model, pixels: np.ndarray):
 
 
 def test_keep_float_is_kept_and_counted(vit_graph: ir.Model, pixels: np.ndarray):
-    result = quantize(vit_graph, pixels, Int8Section(keep_float=("fc*",)))
+    result = quantize(vit_graph, pixels, Int8Section(keep_float=("fc*",), placement="all"))
     assert result.kept_float == ("fc1", "fc2")
     # Conv 8*3*16 over 16 pixels, fc1 and fc2 8*32 over 16 tokens each, head 5*8 once.
     conv, mlp, head = 384 * 16, 2 * 256 * 16, 40
@@ -50,7 +50,9 @@ def test_clip_search_gives_up_one_outlier_for_everything_else(vit_graph: ir.Mode
     pixels = np.random.default_rng(3).standard_normal((400, 3, 16, 16)).astype(np.float32)
     pixels[0, 0, 0, 0] = 60.0
     by_clip = {
-        clip: quantize(vit_graph, pixels, Int8Section(clip=clip, keep_float=("fc*", "head"))).model
+        clip: quantize(
+            vit_graph, pixels, Int8Section(clip=clip, keep_float=("fc*", "head"), placement="all")
+        ).model
         for clip in ("minmax", "mse")
     }
     better = sqnr_db(vit_graph, by_clip["mse"], pixels[1:])

@@ -9,5 +9,5 @@ STEPS: dict[str, str] = {
 }
 """Name -> module."""
 
-SHARED_MODULES = ("calibrate", "smoothing", "search", "bias")
+SHARED_MODULES = ("calibrate", "smoothing", "search", "placement", "bias")
 """Modules of this package that are no step themselves: they measure, choose and correct."""

@@ -43,7 +43,8 @@ class ChannelStatistics:
     @property
     def variance(self) -> np.ndarray:
         """(C,) float64 variance."""
-        return np.maximum(self.square - np.square(self.mean), 0.0)
+        spread: np.ndarray = np.maximum(self.square - np.square(self.mean), 0.0)
+        return spread
 
     def folded(self, scale: np.ndarray, shift: np.ndarray) -> "ChannelStatistics":
         """Return the statistics of (x - shift) / scale; both (C,), scale positive."""

@@ -6,7 +6,7 @@ positions and attention's products of two activations stay in float.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 import numpy as np
@@ -14,9 +14,15 @@ import onnx_ir as ir
 
 from vitdeploy.compress.bias import correct_bias_
 from vitdeploy.compress.calibrate import Batches, ChannelStatistics, Probe, collect_statistics
+from vitdeploy.compress.placement import (
+    Placement,
+    Quantization,
+    measure_placement,
+)
 from vitdeploy.compress.search import Found, SearchInput, search
 from vitdeploy.errors import CompressionError, suggest
 from vitdeploy.graph.gemm import matmul_from_gemm_
+from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
 from vitdeploy.graph.qdq import QuantScheme, insert_qdq_, quantize_weight
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int8Choices, Int8Section
@@ -45,13 +51,17 @@ class Int8Result:
     int8_macs_percent: float
     """Share of the MACs of products with weights that run in INT8, 0..100."""
     folds: tuple[FoldRecord, ...] = ()
-    choices: Int8Choices = Int8Choices()
+    choices: Int8Choices = field(default_factory=Int8Choices)
     """What the search chose, as a recipe pins it."""
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """By site: squared output error over squared output with that site alone in INT8."""
+    placement_reason: str | None = None
+    """Why `noise` was not measured, where it was not."""
     candidates: int = 0
     """How many combinations of fold strength and range were measured on images."""
 
 
-def quantize_int8(  # noqa: PLR0917 - the last two are optional
+def quantize_int8(
     model: ir.Model,
     scheme: QuantScheme,
     batches: Batches,
@@ -75,6 +85,8 @@ def quantize_int8(  # noqa: PLR0917 - the last two are optional
     """
     copy = model.clone()
     matmul_from_gemm_(copy)
+    if scheme.pointwise_convs_as_matmul:
+        matmul_from_pointwise_conv_(copy)
     every = find_weight_sites(copy)
     if not every:
         raise CompressionError(
@@ -95,10 +107,14 @@ def quantize_int8(  # noqa: PLR0917 - the last two are optional
         site.name: quantize_weight(array_of(site.weight), site.output_axis, scheme.weight_bits)
         for site in sites
     }
+    quantization = Quantization(found.ranges, weights, scheme)
+    placement = _placement(copy, quantization, macs, batches, (options, pinned))
+    sites = [site for site in sites if site.name not in placement.kept_float]
     if options.bias_correction:
         for site in sites:
             correct_bias_(copy, site, weights[site.name], found.means[site.name])
     insert_qdq_(copy, sites, found.ranges, scheme, weights)
+    chosen = {site.name for site in sites}
     total = sum(macs.values())
     return Int8Result(
         model=copy,
@@ -106,9 +122,27 @@ def quantize_int8(  # noqa: PLR0917 - the last two are optional
         kept_float=tuple(site.name for site in every if site.name not in chosen),
         int8_macs_percent=100.0 * sum(macs[name] for name in chosen) / total,
         folds=_records(found),
-        choices=found.choices,
+        choices=found.choices.model_copy(update={"kept_float": placement.kept_float}),
+        noise=placement.noise,
+        placement_reason=placement.reason,
         candidates=found.candidates,
     )
+
+
+def _placement(
+    model: ir.Model,
+    quantization: Quantization,
+    macs: Mapping[str, float],
+    batches: Batches,
+    asked: tuple[Int8Section, Int8Choices | None],
+) -> Placement:
+    """Return which sites stay in float: as pinned, as measured, or none."""
+    options, pinned = asked
+    if pinned is not None:
+        return Placement({}, pinned.kept_float, "pinned by the recipe")
+    if options.placement == "all":
+        return Placement({}, (), "the recipe asks for every product in INT8")
+    return measure_placement(model, quantization, macs, batches, options.placement_seconds)
 
 
 def _records(found: Found) -> tuple[FoldRecord, ...]:

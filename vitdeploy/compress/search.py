@@ -5,7 +5,7 @@ own scheme, inside the graph; the one whose rounding does least harm behind the 
 What is quantised at all is decided in `int8`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -32,6 +32,7 @@ from vitdeploy.errors import CompressionError
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme
 from vitdeploy.graph.sites import WeightSite, kernel_matrix
 from vitdeploy.recipe import Int8Choices, Int8Section
+from vitdeploy.runner import Feeds
 
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 """Shares of the min-max range that are tried."""
@@ -80,7 +81,8 @@ def search(given: SearchInput) -> Found:
     Raises:
         CompressionError: pinned choices that do not fit the graph.
     """
-    groups, refusals = [], list[Refusal]()
+    groups: list[FoldGroup] = []
+    refusals: list[Refusal] = []
     if given.options.folds == "search":
         groups, refusals = find_groups(given.model, given.sites)
     ratios = CLIP_RATIOS if given.options.clip == "mse" else (1.0,)
@@ -122,7 +124,7 @@ def _from_pins(
     return _found(given, groups, refusals, chosen, pinned, 0)
 
 
-def _found(  # noqa: PLR0917 - assembles one result
+def _found(
     given: SearchInput,
     groups: list[FoldGroup],
     refusals: list[Refusal],
@@ -225,7 +227,7 @@ def _best(
     return options[int(np.argmin(totals))]
 
 
-def _best_clips(  # noqa: PLR0917 - the parts of one decision
+def _best_clips(
     given: SearchInput,
     groups: Sequence[FoldGroup],
     options: Mapping[str, Sequence[Strength]],
@@ -251,7 +253,7 @@ def _shrunk(interval: ActivationRange, ratio: float) -> ActivationRange:
 def _limited(batches: Batches) -> Batches:
     """Return the same pass, ended after `SEARCH_IMAGES` images."""
 
-    def passes():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def passes() -> Iterator[Feeds]:
         seen = 0
         for feeds in batches():
             if seen >= SEARCH_IMAGES:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from vitdeploy.compress.calibrate import ChannelStatistics
 from vitdeploy.graph.folds import depthwise_scale, layernorm_scale, value_scale
-from vitdeploy.graph.qdq import ActivationRange, QuantScheme
+from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.readership import Readership
 from vitdeploy.graph.sites import WeightSite, kernel_matrix
 
@@ -148,7 +148,8 @@ def smoothing_scale(magnitude: np.ndarray, weights: np.ndarray, alpha: float) ->
     logarithm = np.zeros_like(magnitude)
     logarithm[loud] = alpha * np.log(magnitude[loud]) - (1 - alpha) * np.log(weights[loud])
     logarithm[loud] -= logarithm[loud].mean()
-    return np.exp(logarithm)
+    scale: np.ndarray = np.exp(logarithm)
+    return scale
 
 
 def weight_error(
@@ -190,13 +191,6 @@ def _estimated_error(
         noise = np.minimum(step**2 / 12.0, folded.square + step**2 / 1e4) * np.square(scale)
         total += float((noise * np.square(kernel_matrix(reader.site)).sum(axis=(1, 2))).sum())
     return total
-
-
-def folded_range(
-    statistics: ChannelStatistics, scale: np.ndarray, shift: np.ndarray
-) -> ActivationRange:
-    """Return the range of (x - shift) / scale."""
-    return statistics.folded(scale, shift).range
 
 
 def _group_range(
@@ -248,15 +242,17 @@ def _apply_norm_(
 
 def _value_groups(model: ir.Model, by_node: Mapping[ir.Node, WeightSite]) -> _Found:
     for site in value_scale.find(model):
-        reason = value_scale.applies(site)
         output, rows = site.attention.output, site.attention.output_rows
-        if reason is None and (output is None or rows is None or output.node not in by_node):
+        reason = value_scale.applies(site)
+        if output is None or rows is None:
+            yield site.name, "value_scale", reason or "it has no output projection"
+            continue
+        if reason is None and output.node not in by_node:
             reason = "its output projection stays in float"
-        elif reason is None and rows is not None and output is not None:
-            if sorted(rows.reshape(-1)) != list(range(output.in_channels)):
-                reason = "its output projection reads more than the values"
-        if reason is not None or output is None or rows is None:
-            yield site.name, "value_scale", str(reason)
+        if reason is None and rows.size != output.in_channels:
+            reason = "its output projection reads more than the values"
+        if reason is not None:
+            yield site.name, "value_scale", reason
             continue
         channels = np.argsort(rows.reshape(-1))
         reader = Reader(by_node[output.node], channels)
@@ -298,7 +294,9 @@ def _depthwise_groups(model: ir.Model, by_node: Mapping[ir.Node, WeightSite]) ->
         yield (
             site.name,
             "depthwise_scale",
-            FoldGroup(site.name, "depthwise_scale", channels, readers, False, apply_),
+            FoldGroup(
+                site.name, "depthwise_scale", channels, readers, can_shift=False, apply_=apply_
+            ),
         )
 
 

@@ -28,6 +28,8 @@ class QuantScheme:
     """7 where the CPU adds pairs of u8 x s8 products in 16 bits, which saturates (no VNNI)."""
     quantizes_conv_outputs: bool = False
     """ONNX Runtime has an INT8 convolution only with a quantised output."""
+    pointwise_convs_as_matmul: bool = False
+    """Whether 1x1 convolutions are rewritten, so that their output need not be quantised."""
     quantizes_grouped_convs: bool = False
     """Depthwise convolutions do few operations a byte: INT8 makes them slower on CPUs (FastViT-T8
     on OpenVINO: 10.7 ms with them, 6.5 without) and costs accuracy."""

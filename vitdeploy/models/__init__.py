@@ -3,7 +3,8 @@
 `FAMILIES` holds every module of `families/`; to add a family is one module there, one line here
 and one test module. timm and transformers do the modelling. The other modules of this package
 are no families: spec, reference, hub, checkpoint, random_weights, trace, outputs, patches,
-timm_models, transformers_input and description serve them. Nothing imports torch before `load`.
+timm_models, transformers_input and description serve them, and onnx_file reads a model that is
+an ONNX file. Nothing imports torch before `load`, and `load` of an ONNX file does not either.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from vitdeploy.models.families import (
 )
 from vitdeploy.models.reference import Alias, Reference, is_folder_name, read_folder_config
 from vitdeploy.models.spec import LoadedModel, LoadOptions
-from vitdeploy.recipe import ModelSection
+from vitdeploy.recipe import ModelSection, is_onnx_source
 
 if TYPE_CHECKING:
     from vitdeploy.models.description import ModelDescription
@@ -140,6 +141,10 @@ def load(options: LoadOptions) -> LoadedModel:
         UsageError: options that exclude each other.
         UnsupportedError: not available in this version.
     """
+    if is_onnx_source(options.source):
+        from vitdeploy.models.onnx_file import load_onnx
+
+        return load_onnx(options)
     reference = resolve(options.source)
     if reference.kind == "hf":
         reference = _hub_layout(reference)

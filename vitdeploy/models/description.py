@@ -1,14 +1,10 @@
 """What `vitdeploy inspect` shows of a loaded model: sizes, work and parts. No measurement."""
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from typing import Any
 
 from vitdeploy.data import Preprocess
-from vitdeploy.models.spec import AttentionSite, LoadedModel, TensorSpec
-from vitdeploy.models.trace import run_shapes
+from vitdeploy.models.spec import AttentionSite, ExportPart, LoadedModel, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -17,8 +13,9 @@ class PartDescription:
 
     name: str
     parameters: int
-    gmacs: float
-    """10^9 multiply-accumulates of one image: convolutions and matrix products, attention too."""
+    gmacs: float | None
+    """10^9 multiply-accumulates of one image: convolutions and matrix products, attention too.
+    None for an ONNX file whose shapes cannot be inferred."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -33,7 +30,7 @@ class ModelDescription:
     task: str
     weights: str
     parameters: int
-    gmacs: float
+    gmacs: float | None
     tokens: int | None
     """Tokens of the longest softmax row; None without attention."""
     image_size: tuple[int, int]
@@ -52,16 +49,8 @@ def describe(loaded: LoadedModel) -> ModelDescription:
         ModelError: a part does not run at its own input size.
     """
     spec = loaded.spec
-    parts = tuple(
-        PartDescription(
-            name=part.name,
-            parameters=sum(p.numel() for p in part.module.parameters()),
-            gmacs=_gmacs(part.module, spec.preprocess.size[0]),
-            inputs=part.inputs,
-            outputs=part.outputs,
-        )
-        for part in loaded.parts
-    )
+    parts = tuple(_describe_part(part, spec.preprocess.size[0]) for part in loaded.parts)
+    known = [part.gmacs for part in parts if part.gmacs is not None]
     return ModelDescription(
         name=spec.name,
         family=spec.family,
@@ -69,7 +58,7 @@ def describe(loaded: LoadedModel) -> ModelDescription:
         task=spec.task,
         weights=spec.weights,
         parameters=sum(part.parameters for part in parts),
-        gmacs=sum(part.gmacs for part in parts),
+        gmacs=sum(known) if len(known) == len(parts) else None,
         tokens=max((site.tokens for site in loaded.attention if site.tokens), default=None),
         image_size=spec.preprocess.size,
         preprocess=spec.preprocess,
@@ -80,8 +69,24 @@ def describe(loaded: LoadedModel) -> ModelDescription:
     )
 
 
-def _gmacs(module: nn.Module, image_size: int) -> float:
-    def count(copied: nn.Module, images: torch.Tensor) -> int:
+def _describe_part(part: ExportPart, image_size: int) -> PartDescription:
+    if part.file is not None:
+        from vitdeploy.models.onnx_file import figures_of
+
+        figures = figures_of(part)
+        parameters, gmacs = figures.parameters, figures.gmacs
+    else:
+        parameters = sum(p.numel() for p in part.module.parameters())
+        gmacs = _gmacs(part.module, image_size)
+    return PartDescription(part.name, parameters, gmacs, part.inputs, part.outputs)
+
+
+def _gmacs(module: Any, image_size: int) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vitdeploy.models.trace import run_shapes
+
+    def count(copied: Any, images: Any) -> int:
         with FlopCounterMode(display=False) as counter:
             copied(images)
         return int(counter.get_total_flops())

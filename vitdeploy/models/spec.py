@@ -3,11 +3,13 @@
 No architecture lives here, only the types that keep it from leaking elsewhere.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vitdeploy.data import Preprocess
+from vitdeploy.recipe import PreprocessSection
 
 Task = Literal["classification", "features", "segmentation"]
 Outputs = Literal["logits", "features"]
@@ -18,7 +20,7 @@ class LoadOptions:
     """What to load and how; the fields are the flags of `vitdeploy export`."""
 
     source: str
-    """`MODEL`: an alias, `timm:NAME`, `hf:REPO` or a model folder."""
+    """`MODEL`: an alias, `timm:NAME`, `hf:REPO`, a model folder or an `.onnx` file."""
     checkpoint: Path | None = None
     random_weights: bool = False
     image_size: int | None = None
@@ -27,6 +29,10 @@ class LoadOptions:
     """None is `logits` where the model has a classifier, else `features`."""
     seed: int = 0
     """Of the random weights."""
+    preprocess: PreprocessSection | None = None
+    """Of an `.onnx` file; all other models bring their own."""
+    batch: int | None = None
+    """The fixed batch an `.onnx` file is wanted at; None is the file's own, or dynamic."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,13 @@ class ModelSpec:
     name: str
     """As the user typed it, for instance `dinov2-small`."""
     family: str
-    """A key of `FAMILIES`."""
+    """A key of `FAMILIES`, or `onnx`."""
     source: str
     """Where it came from: `timm:NAME`, `hf:REPO`, `folder:NAME` (no machine path), `onnx:NAME`."""
     task: Task
     preprocess: Preprocess
     label_names: tuple[str, ...] = ()
-    weights: Literal["pretrained", "checkpoint", "random", "packaged"] = "pretrained"
+    weights: Literal["pretrained", "checkpoint", "random", "packaged", "unknown"] = "pretrained"
     calibration_set: str = "photos"
     """The packaged image set that fits the task: `digits` or `photos`."""
     notes: tuple[str, ...] = ()
@@ -66,9 +72,28 @@ class ExportPart:
     """`model` where there is one part; file stem of the artefact."""
     module: Any
     """A `torch.nn.Module` in eval mode, FP32; takes and returns tensors in the order of
-    `inputs` and `outputs` (one tensor, or a tuple of them)."""
+    `inputs` and `outputs` (one tensor, or a tuple of them). None where there is a `file`."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    file: Path | None = None
+    """The FP32 ONNX file that is the reference itself, for a model from elsewhere."""
+
+
+def class_output(task: str, outputs: Iterable[tuple[str, int]]) -> str | None:
+    """Return the output that holds one value per class, or None.
+
+    It is the one called `logits`, else (files from elsewhere keep their names) the only output
+    of a classifier that has two axes.
+
+    Args:
+        task: of the model's spec or manifest.
+        outputs: name and number of axes of each output.
+    """
+    ranks = dict(outputs)
+    if "logits" in ranks:
+        return "logits"
+    flat = [name for name, rank in ranks.items() if rank == 2]
+    return flat[0] if task == "classification" and len(flat) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -95,3 +120,9 @@ class LoadedModel:
     spec: ModelSpec
     parts: tuple[ExportPart, ...]
     attention: tuple[AttentionSite, ...] = field(default=())
+
+    @property
+    def class_output(self) -> str | None:
+        """The output that holds one value per class, or None."""
+        tensors = [tensor for part in self.parts for tensor in part.outputs]
+        return class_output(self.spec.task, ((t.name, len(t.shape)) for t in tensors))

@@ -33,6 +33,7 @@ def quant_scheme() -> QuantScheme:
         activation=ir.DataType.UINT8,
         weight_bits=8 if cpu_has("vnni") else 7,
         quantizes_conv_outputs=True,
+        pointwise_convs_as_matmul=True,
         quantizes_single_rows=False,
     )
 
