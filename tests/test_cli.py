@@ -313,7 +313,7 @@ def test_130_interrupted(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitdeploy.pipeline.collect_outputs", interrupt)
+    monkeypatch.setattr("vitdeploy.stages.collect_outputs", interrupt)
     assert exit_code_from(export_arguments(place, tmp_path / "out")) == 130
     assert "interrupted" in errors(capsys)
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ LAYERS = [
     {"recipe", "bundle", "manifest", "golden", "output", "data", "graph", "report", "runner"},
     {"models", "targets", "metrics", "measure", "onnx_export", "environment"},
     {"compress", "predictor", "evaluation", "gates", "image_sets"},
-    {"pipeline", "checking", "profiling", "documents"},
+    {"pipeline", "stages", "restoration", "checking", "profiling", "documents", "diagnosis"},
     {"cli", "console", "display", "__main__"},
 ]
 

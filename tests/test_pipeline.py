@@ -66,7 +66,7 @@ def test_the_report_has_what_was_measured(report: Report):
     assert [row.batch for row in report.parity] == [2, 3]
     assert all(row.max_relative < 1e-5 for row in report.parity)
     assert report.stamps == ()
-    assert {row.name for row in report.stages} >= {"load", "export", "parity", "fidelity"}
+    assert {row.name for row in report.stages} >= {"load", "export", "parity", "fidelity onnx"}
     assert report.calibration is not None
     assert report.calibration.images == 12
 
@@ -243,7 +243,7 @@ def test_wrong_graph_is_an_error_and_leaves_nothing(
         norm.attributes.add(module.ir.AttrFloat32("epsilon", 1e-2))
         return model
 
-    monkeypatch.setattr("vitdeploy.pipeline.onnx_from_part", broken)
+    monkeypatch.setattr("vitdeploy.stages.onnx_from_part", broken)
     with pytest.raises(ExportError, match="differs from torch"):
         vitdeploy.export(str(place / "model"), output=tmp_path / "out", **sections(place))
     assert not list(tmp_path.iterdir())
@@ -253,7 +253,7 @@ def test_interrupt_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitdeploy.pipeline.measure_latency", interrupt)
+    monkeypatch.setattr("vitdeploy.stages.measure_latency", interrupt)
     with pytest.raises(KeyboardInterrupt):
         vitdeploy.export(str(place / "model"), output=tmp_path / "out", **sections(place))
     assert not list(tmp_path.iterdir())

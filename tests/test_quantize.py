@@ -1,4 +1,4 @@
-"""`vitdeploy quantize`: an ONNX file from elsewhere becomes the same kind of bundle, without torch."""
+"""`vitdeploy quantize`: an ONNX file from elsewhere becomes such a bundle too, without torch."""
 
 import json
 import subprocess
@@ -125,7 +125,8 @@ def test_it_needs_no_torch(place: Path):
         "from vitdeploy.cli import exit_code_from; "
         f"sys.exit(exit_code_from(['quantize', {str(place / 'net.onnx')!r}, *{options!r}]))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

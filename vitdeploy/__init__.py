@@ -13,6 +13,7 @@ from vitdeploy.version import __version__
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.checking import check
+    from vitdeploy.diagnosis import Diagnosis, diagnose
     from vitdeploy.pipeline import export, run
     from vitdeploy.predictor import Predictor, load
     from vitdeploy.profiling import profile
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Bundle": "vitdeploy.bundle",
+    "Diagnosis": "vitdeploy.diagnosis",
     "Predictor": "vitdeploy.predictor",
     "Recipe": "vitdeploy.recipe",
     "Report": "vitdeploy.report",
     "check": "vitdeploy.checking",
+    "diagnose": "vitdeploy.diagnosis",
     "export": "vitdeploy.pipeline",
     "load": "vitdeploy.predictor",
     "profile": "vitdeploy.profiling",
@@ -33,11 +36,13 @@ _PLACES = {
 
 __all__ = [
     "Bundle",
+    "Diagnosis",
     "Predictor",
     "Recipe",
     "Report",
     "__version__",
     "check",
+    "diagnose",
     "export",
     "load",
     "profile",

@@ -12,6 +12,7 @@ from vitdeploy.console import print_json, print_line, print_table
 from vitdeploy.report import Change, FidelityRow, Report
 
 if TYPE_CHECKING:
+    from vitdeploy.diagnosis import Diagnosis
     from vitdeploy.models import AliasRow
     from vitdeploy.models.description import ModelDescription
     from vitdeploy.predictor import Prediction
@@ -64,6 +65,48 @@ def print_profile(report: Report) -> None:
     columns = ["artefact", "part", "precision", "engine", ">batch", ">p50, ms", ">p90, ms"]
     columns += [">p99, ms", ">images/s", ">size, MB", ">speed-up"]
     print_table("Latency", columns, rows)
+
+
+def print_diagnosis(diagnosis: "Diagnosis") -> None:
+    """Print where an INT8 artefact loses accuracy: products, blocks, norms, FP16, advice."""
+    for part in diagnosis.parts:
+        print_table(
+            f"{diagnosis.model}, {part.part}: output SQNR {part.output_db:.1f} dB on "
+            f"{diagnosis.images} images ({diagnosis.images_from}); products, worst first",
+            ["product", "in", ">made, dB", ">inherited, dB", ">clipped, %", ">of output error, %"],
+            [
+                (
+                    row.name,
+                    "INT8" if row.is_int8 else "float",
+                    _decimal(row.made_db),
+                    _decimal(row.inherited_db),
+                    _decimal(row.clipped_percent, 2),
+                    _decimal(row.output_share_percent),
+                )
+                for row in part.sites
+            ],
+        )
+        blocks = [(b.name, _decimal(b.made_db), _decimal(b.inherited_db)) for b in part.blocks]
+        if blocks:
+            print_table("Blocks", ["block", ">made, dB", ">inherited, dB"], blocks)
+        norms = [(n.name, _decimal(n.before), _decimal(n.after)) for n in part.norms]
+        if norms:
+            columns = ["channels, max / median", ">FP32", ">after folds"]
+            print_table("LayerNorm outliers", columns, norms)
+        tensors = [
+            (t.name, t.quantity, f"{t.max_abs:.3g}", "overflows" if t.overflows else "close")
+            for t in part.fp16
+        ]
+        if tensors:
+            print_table("Against FP16's 65504", ["tensor", "", ">largest", ""], tensors)
+        coverage = part.coverage
+        print_line(
+            f"INT8: {_decimal(coverage.weights_percent)} % of the MACs of products with weights, "
+            f"{_decimal(coverage.all_percent)} % of all; in float: "
+            f"{', '.join(coverage.kept_float) or 'none'}"
+        )
+        for line in part.advice.lines:
+            print_line(f"advice: {line}")
 
 
 def print_aliases(rows: "Sequence[AliasRow]", *, as_json: bool) -> None:
@@ -242,6 +285,10 @@ def _latencies(report: Report, targets: Sequence[str], field: str) -> list[str]:
         row = next((row for row in report.latency if row.target == name), None)
         cells.append(_number(getattr(row, field)) if row else "-")
     return cells
+
+
+def _decimal(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _verdict(passed: bool) -> str:

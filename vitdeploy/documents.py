@@ -42,6 +42,8 @@ class Compressed:
 
     artifact: Artifact
     quantized: Int8Result | None = None
+    restored: tuple[str, ...] = ()
+    """Products that went back to float because the gate on fidelity was missed, noisiest first."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,9 @@ def _placement_notes(findings: Findings) -> list[str]:
             line += ", ".join(found.choices.kept_float[:5])
             more = len(found.choices.kept_float) - 5
             line += f" and {more} more" if more > 0 else ""
-        elif found.placement_reason:
+        if item.restored:
+            line += f"; back in float to keep max_drop_points: {', '.join(item.restored)}"
+        if found.placement_reason:
             line += f"; sites not measured: {found.placement_reason}"
         notes.append(line + ".")
     return notes

@@ -153,7 +153,7 @@ class Int8Section(_Section):
         description="Whether small products that carry most of the noise stay in float; at least "
         "80 % of the MACs are INT8 either way.",
     )
-    placement_seconds: float = Field(120.0, ge=0, description="Budget of that measurement.")
+    placement_seconds: float = Field(60.0, ge=0, description="Budget of that measurement.")
     bias_correction: bool = Field(True, description="Take off what rounding weights adds.")
     keep_float: tuple[str, ...] = Field(
         (), description="Node names, or prefixes ending in '*', that stay in float."

@@ -8,7 +8,6 @@ are switched to INT8 one at a time and the model's output is compared with FP32.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,7 @@ NOISE_PER_WORK = 5.0
 """A product stays in float where its share of the noise is this many times its share of MACs."""
 _LEAST_NOISE_SHARE = 0.01
 _GATES = "vitdeploy_gates"
-_MAX_BATCHES = 4
+_MAX_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def measure_placement(
         model: FP32 graph with the folds applied; not changed.
         quantization: ranges and weights of the sites in question.
         macs: by every site with weights.
-        batches: a pass over the calibration images; one to four batches are read.
+        batches: a pass over the calibration images; at most 16 images are read.
         budget_seconds: nothing is measured if one batch for every site takes longer.
     """
     from vitdeploy.targets.onnx import runner_from_model
@@ -76,7 +75,10 @@ def measure_placement(
         start = time.perf_counter()
         noise = dict.fromkeys(names, 0.0)
         read: list[tuple[Feeds, Outputs]] = []
-        for feeds in islice(batches(), _MAX_BATCHES):
+        images = 0
+        for feeds in batches():
+            if images >= _MAX_IMAGES:
+                break
             before = time.perf_counter()
             reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
             now = time.perf_counter()
@@ -85,6 +87,7 @@ def measure_placement(
             for name in names:
                 noise[name] += _noise(runner, feeds, reference, [n == name for n in names])
             read.append((feeds, reference))
+            images += len(next(iter(feeds.values())))
         if not read:
             reason = f"one pass over {len(names)} sites exceeds {budget_seconds:g} s"
             return Placement({}, (), reason)

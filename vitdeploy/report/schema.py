@@ -189,7 +189,7 @@ class LatencyRow(Row):
 
 
 class ParityRow(Row):
-    """FP32 ONNX against the torch module, on one part at one batch size."""
+    """FP32 ONNX against the torch module or ONNX file, on one part at one batch size."""
 
     part: Name
     batch: int = Field(ge=1)

@@ -157,7 +157,8 @@ def artifacts_table(report: Report) -> Table:
 
 
 def parity_table(report: Report) -> Table:
-    """Return how far the FP32 ONNX is from torch."""
+    """Return how far the FP32 ONNX is from torch, or from the ONNX file it was made from."""
+    origin = "the original file" if report.model.family == "onnx" else "torch"
     rows = tuple(
         (
             Cell(row.part),
@@ -170,7 +171,7 @@ def parity_table(report: Report) -> Table:
         for row in report.parity
     )
     columns = ("Part", "#Batch", "#Max. abs. difference", "#Relative", "#Tolerance", "Verdict")
-    return Table("Export parity: FP32 ONNX against torch", columns, rows)
+    return Table(f"Export parity: FP32 ONNX against {origin}", columns, rows)
 
 
 def stages_table(report: Report) -> Table:

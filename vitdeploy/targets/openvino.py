@@ -48,7 +48,7 @@ def float_hint(precision: str) -> str:
     """
     if precision == "fp16":
         return "f16"
-    if precision == "bf16" or (precision == "int8" and cpu_has("bf16")):
+    if precision == "bf16" or (precision in ("int8", "mixed") and cpu_has("bf16")):
         return "bf16"
     return "f32"
 

@@ -1,0 +1,116 @@
+"""What `diagnose` finds, as data with a schema version; nothing here measures or renders."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vitdeploy.report.schema import Name, Row
+
+NO_ERROR_DB = 200.0
+"""Stands for no error at all."""
+
+
+class SiteRow(Row):
+    """One product with weights."""
+
+    name: Name
+    block: str = Field(description="The block it belongs to; empty where its name tells none.")
+    kind: Name
+    is_int8: bool
+    macs: int | None = Field(None, ge=0, description="Multiply-accumulates per image.")
+    macs_reason: str | None = None
+    made_db: float | None = Field(
+        None, description="SQNR of its output where its input is that of the FP32 model."
+    )
+    made_db_reason: str | None = None
+    inherited_db: float = Field(
+        description="SQNR of its output in the INT8 model: what it was given and what it made."
+    )
+    clipped_percent: float | None = Field(
+        None, ge=0, le=100, description="Share of its FP32 input outside the range of its codes."
+    )
+    clipped_percent_reason: str | None = None
+    output_share_percent: float | None = Field(
+        None, description="Share of the model's output error that goes where it alone is in float."
+    )
+    output_share_percent_reason: str | None = None
+
+
+class BlockRow(Row):
+    """One block of the model, at its output."""
+
+    name: Name
+    made_db: float = Field(description="SQNR where the block's input is that of the FP32 model.")
+    inherited_db: float = Field(description="SQNR in the INT8 model.")
+
+
+class NormRow(Row):
+    """How unlike the channels of a LayerNorm's output are, before and after the folds."""
+
+    name: Name
+    before: float = Field(ge=0, description="Largest over median of the channels' largest |x|.")
+    after: float | None = Field(None, ge=0, description="The same in the artefact.")
+    after_reason: str | None = None
+
+
+class OverflowRow(Row):
+    """A tensor of the FP32 model that FP16 may not hold."""
+
+    name: Name
+    quantity: Literal["value", "sum of squares"] = Field(
+        description="The tensor itself, or the sum inside a LayerNorm that reads it."
+    )
+    max_abs: float = Field(ge=0)
+    overflows: bool
+
+
+class Coverage(Row):
+    """How much runs in INT8."""
+
+    weights_percent: float | None = Field(
+        None, ge=0, le=100, description="Of the MACs of products with weights."
+    )
+    weights_percent_reason: str | None = None
+    all_percent: float | None = Field(
+        None, ge=0, le=100, description="Of all MACs, attention's own products included."
+    )
+    all_percent_reason: str | None = None
+    kept_float: tuple[str, ...] = Field((), description="Products with weights left in float.")
+
+
+class Advice(Row):
+    """What to do."""
+
+    keep_float: tuple[str, ...] = Field(
+        (), description="Names for `int8.keep_float` of the recipe, worst first; none if no use."
+    )
+    expected_db: float | None = Field(None, description="Output SQNR with these in float.")
+    expected_db_reason: str | None = None
+    lines: tuple[str, ...] = Field(description="For people.")
+
+
+class PartDiagnosis(Row):
+    """One part of the model."""
+
+    part: Name
+    output_db: float = Field(description="SQNR of all outputs together, INT8 against FP32.")
+    sites: tuple[SiteRow, ...] = Field(description="Worst first.")
+    blocks: tuple[BlockRow, ...] = Field(description="In the order of the model.")
+    norms: tuple[NormRow, ...]
+    coverage: Coverage
+    fp16: tuple[OverflowRow, ...] = Field(
+        description="Tensors beyond a quarter of FP16's largest value, largest first."
+    )
+    advice: Advice
+
+
+class Diagnosis(Row):
+    """Which layers of a bundle's INT8 artefact lose the accuracy."""
+
+    schema_version: Literal[1] = 1
+    vitdeploy_version: Name
+    model: Name
+    target: Name
+    images: int = Field(ge=1)
+    images_from: Name = Field(description="`golden`, or the name of the image set.")
+    parts: tuple[PartDiagnosis, ...]
