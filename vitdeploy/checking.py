@@ -44,8 +44,14 @@ def check(
         DataError: a file is missing or its hash does not match; golden tensors are damaged.
         ExportError: an engine here cannot load the artefact.
     """
+    if max_drop_points is not None and not max_drop_points >= 0:
+        raise UsageError(f"max_drop_points is {max_drop_points}; it must be 0 or more.")
     loaded = load_bundle(Path(bundle))
     verify(loaded)
+    if not loaded.artifacts() or not (loaded.path / "recipe.yaml").is_file():
+        raise DataError(
+            f"bundle '{loaded.path}' lacks its artefacts or its recipe.yaml; copy it again."
+        )
     recipe = recipe_from_yaml(loaded.path / "recipe.yaml")
     rows: list[FidelityRow] = []
     gates: list[GateRow] = []

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 
 from vitdeploy.bundle import Artifact, Bundle, BundleWriter
 from vitdeploy.compress.int8 import Int8Result
+from vitdeploy.data import Preprocess
 from vitdeploy.environment import describe_environment, package_versions
 from vitdeploy.gates import check_gates
 from vitdeploy.image_sets import Chosen, stamps_of
@@ -154,7 +155,7 @@ def report_of_bundle(
     manifest = bundle.manifest
     unknown = "not measured by a check; see the bundle's own report"
     artifacts = bundle.artifacts()
-    size = manifest.preprocess["size"]
+    size = Preprocess.from_dict(manifest.preprocess).size
     return Report(
         vitdeploy_version=__version__,
         created=_now(),

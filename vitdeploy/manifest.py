@@ -103,8 +103,8 @@ class PartEntry(BaseModel):
     bytes: int = Field(ge=0)
     """Size of `path` alone; `total_bytes` adds the extra files."""
     parent_sha256: Sha256 | None = None
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    inputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    outputs: tuple[TensorEntry, ...] = Field(min_length=1)
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Session settings the runner applies."""
     extra_files: tuple[FileEntry, ...] = ()

@@ -70,17 +70,27 @@ def raise_if_full(error: BaseException, path: Path) -> None:
     """
     if not isinstance(error, Exception):  # Ctrl-C and exit are what they are
         return
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno in _NO_SPACE:
-            break
-        link = link.__cause__ or link.__context__
-    native = isinstance(error, RuntimeError | OSError) and _free_bytes(path) < _FULL_BELOW_BYTES
-    if link is not None or native:
+    causes = _causes(error)
+    told = any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes)
+    # Other errnos say what they mean; a bare RuntimeError of a native library says nothing.
+    silent = any(isinstance(cause, RuntimeError) for cause in causes) and not any(
+        isinstance(cause, OSError) for cause in causes
+    )
+    if told or (silent and _free_bytes(path) < _FULL_BELOW_BYTES):
         raise DataError(
             f"disk full while writing '{path}' ({_free_bytes(path) / 1e6:.1f} MB free). Nothing "
             "was kept. Free some space or choose another --output."
         ) from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return the error and everything that led to it."""
+    causes: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in causes:
+        causes.append(link)
+        link = link.__cause__ or link.__context__
+    return causes
 
 
 def create_sibling(path: Path, purpose: str) -> Path:

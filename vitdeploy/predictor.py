@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitdeploy.bundle import load_bundle
 from vitdeploy.data import Preprocess, open_image, prepare
-from vitdeploy.errors import UsageError, suggest
+from vitdeploy.errors import DataError, UsageError, suggest
 from vitdeploy.models.spec import class_output
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
@@ -59,6 +59,8 @@ class Predictor:
         """
         loaded = load_bundle(Path(bundle))
         artifacts = loaded.artifacts(target)
+        if not loaded.artifacts():
+            raise DataError(f"bundle '{bundle}' lists no artefact; export it again.")
         if not artifacts:
             known = sorted({artifact.target for artifact in loaded.artifacts()})
             raise UsageError(

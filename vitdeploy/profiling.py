@@ -1,5 +1,6 @@
 """`profile`: bundles and ONNX files timed in turns in one process."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,8 +57,11 @@ def profile(
         ExportError: an engine cannot load an artefact.
         DataError: an ONNX file has an input whose size is unknown.
     """
-    if batch < 1 or not artifacts:
-        raise UsageError("profile needs at least one artefact and a batch of at least 1.")
+    if batch < 1 or not artifacts or not 0 <= seconds < math.inf or (threads or 1) < 1:
+        raise UsageError(
+            f"profile needs an artefact, a batch (seen {batch}) and threads (seen {threads}) of at "
+            f"least 1, and finite seconds (seen {seconds}) of at least 0."
+        )
     told = progress or SilentProgress()
     told.stage("latency")
     with ExitStack() as stack:
@@ -81,6 +85,8 @@ def _open(path: Path, batch: int, threads: int | None) -> list[_Entry]:
     if path.suffix == ".onnx" and path.is_file():
         return [_open_onnx(path, batch, threads)]
     bundle = load_bundle(path)
+    if not bundle.artifacts():
+        raise DataError(f"bundle '{path}' lists no artefact; export it again.")
     entries = []
     for artifact in bundle.artifacts():
         fixed = artifact.inputs[0].shape[0]

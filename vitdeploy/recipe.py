@@ -262,7 +262,10 @@ def recipe_from_dict(data: Any, origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        mistakes = [_explain(detail) for detail in error.errors(include_url=False)]
+        # A union reports once per member; its members' names are no part of the recipe.
+        mistakes = list(
+            dict.fromkeys(_explain(detail) for detail in error.errors(include_url=False))
+        )
         if all(_TO_COME in mistake for mistake in mistakes):
             raise UnsupportedError("\n".join(mistakes)) from None
         lines = [f"{origin}: {len(mistakes)} mistake(s)", *(f"  {m}" for m in mistakes)]
@@ -305,7 +308,11 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 def _explain(detail: Any) -> str:
     """Return "place: what is wrong" with the nearest known key for an unknown one."""
-    place = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    loc = detail["loc"]
+    if loc[:2] == ("export", "batch") and len(loc) > 2:
+        seen = detail.get("input")
+        return f"export.batch: 'dynamic' or a number from 1 to 4096 is expected (got {seen!r})"
+    place = ".".join(str(part) for part in loc) or "recipe"
     if detail["type"] == "extra_forbidden":
         known = _known_keys(detail["loc"][:-1])
         key = str(detail["loc"][-1])

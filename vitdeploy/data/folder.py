@@ -108,7 +108,7 @@ class _Classes:
         listed = "; ".join(f"'{name}'{suggest(name, names)}" for name in unknown[:5])
         known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         raise DataError(
-            f"{where}: {len(unknown)} classes that the model does not have: {listed} "
+            f"{where}: {len(unknown)} classes that the model does not have: {listed}. "
             f"Allowed: {known}. Rename them, or use class indices (0, 1, ...)."
         )
 

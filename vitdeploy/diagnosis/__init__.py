@@ -18,7 +18,12 @@ from vitdeploy.diagnosis.measuring import Batches, Errors, measure_errors, measu
 from vitdeploy.diagnosis.pairing import Pair, pair_models
 from vitdeploy.diagnosis.reference import reference_graph
 from vitdeploy.diagnosis.schema import BlockRow, Coverage, Diagnosis, PartDiagnosis, SiteRow
-from vitdeploy.diagnosis.switching import Gains, Switches
+from vitdeploy.diagnosis.switching import (
+    Noise,
+    artefact_with_switches,
+    fp32_with_switches,
+    measure_noise,
+)
 from vitdeploy.errors import UnsupportedError, UsageError
 from vitdeploy.graph.work import macs_by_node
 from vitdeploy.progress import Progress, SilentProgress
@@ -142,12 +147,13 @@ def _diagnose_part(
     errors = measure_errors(pair, maps, batches)
     told.stage("extremes")
     extremes = measure_extremes(pair_models(reference, quantized), batches)
-    told.stage("gains")
-    switches = Switches(pair_models(reference, quantized), maps, _few(batches))
-    gains = switches.gains(seconds)
+    told.stage("noise")
+    fp32 = fp32_with_switches(pair_models(reference, quantized), maps, _few(batches))
+    noise = measure_noise(fp32, list(errors.made_db), seconds)
+    in_float = artefact_with_switches(pair_models(reference, quantized), maps, _few(batches))
     first = artifact.inputs[0].shape[0]
     macs = macs_by_node(reference, first if isinstance(first, int) else 1)
-    sites = _site_rows(pair, errors, gains, macs)
+    sites = _site_rows(pair, errors, noise, macs)
     coverage = _coverage(sites, macs)
     evidence = Evidence(errors.output_db, sites, extremes.norms, coverage, extremes.fp16)
     part = PartDiagnosis(
@@ -165,7 +171,7 @@ def _diagnose_part(
         norms=extremes.norms,
         coverage=coverage,
         fp16=extremes.fp16,
-        advice=advise(evidence, None if gains.reason else switches.decibels),
+        advice=advise(evidence, None if noise.reason else in_float.output_db),
     )
     return part, errors.images
 
@@ -183,7 +189,7 @@ def _few(batches: Batches) -> Batches:
 
 
 def _site_rows(
-    pair: Pair, errors: Errors, gains: Gains, macs: dict[str, int | None]
+    pair: Pair, errors: Errors, noise: Noise, macs: dict[str, int | None]
 ) -> tuple[SiteRow, ...]:
     """Return the products, worst first: by share of the output's error, else by their own."""
     rows = []
@@ -191,7 +197,7 @@ def _site_rows(
         name = site.name
         is_int8 = site.quantize is not None
         in_float = None if is_int8 else "it is in float"
-        share = gains.share_percent(name)
+        share = noise.share_percent(name)
         own_macs = macs.get(name)
         rows.append(
             SiteRow(
@@ -208,7 +214,7 @@ def _site_rows(
                 clipped_percent_reason=in_float,
                 output_share_percent=share,
                 output_share_percent_reason=(
-                    None if share is not None else in_float or gains.reason or "there is no error"
+                    None if share is not None else in_float or noise.reason or "there is no error"
                 ),
             )
         )

@@ -55,7 +55,8 @@ def _worth_in_float(
     if output_db is None:
         return tuple(quantized[:1]), None
     names: list[str] = []
-    best = evidence.output_db
+    # Measured on fewer images than the output's SQNR, so it is the difference that counts.
+    start = best = output_db([])
     for name in quantized[:MOST_NAMES]:
         if len(names) == len(quantized) - 1:
             break
@@ -64,9 +65,9 @@ def _worth_in_float(
             break
         names.append(name)
         best = reached
-    if best - evidence.output_db < LEAST_GAIN_DB:
+    if best - start < LEAST_GAIN_DB:
         return (), None
-    return tuple(names), best
+    return tuple(names), evidence.output_db + best - start
 
 
 def _float_lines(evidence: Evidence, names: tuple[str, ...], expected: float | None) -> list[str]:

@@ -13,12 +13,17 @@ import onnx_ir as ir
 from vitdeploy.diagnosis.pairing import BlockPair, Pair, SitePair, clone_segment
 from vitdeploy.diagnosis.schema import NO_ERROR_DB
 from vitdeploy.errors import DataError
+from vitdeploy.graph.folds.layernorm_scale import norm_parameters
 from vitdeploy.graph.sites import add_initializer
-from vitdeploy.graph.surgery import constant_of
+from vitdeploy.graph.surgery import constant_of, remove_dead_
 from vitdeploy.runner import Feeds
 
 Batches = Callable[[], Iterable[Feeds]]
 """Starts another pass over the images: float32 feeds by input name."""
+_AGREE = 0.1
+"""Relative difference of slopes up to which rounded weights may be the cause."""
+_MOST = 0.9
+"""Share of the channels that must agree."""
 _FLAT = 1e-6
 """Variance over mean square below which a channel is constant and has no slope."""
 
@@ -105,6 +110,8 @@ def run(probes: Probes, batches: Batches) -> Iterator[tuple[int, dict[str, np.nd
     """Yield (images, results by output name) of each batch."""
     from vitdeploy.targets.onnx import runner_from_model
 
+    probes.model.graph.sort()
+    remove_dead_(probes.model.graph)
     # The Q/DQ pairs are to be computed as they are written, not fused or folded away.
     with runner_from_model(probes.model, settings={"session.disable_quant_qdq": "1"}) as runner:
         for feeds in batches():
@@ -154,7 +161,7 @@ def measure_maps(stripped: Pair, batches: Batches) -> Maps:
         return Maps({}, {})
     _, sums = summed(probes, batches)
     return Maps(
-        {s.name: _line(sums, f"{s.name}/i") for s in stripped.sites if s.folds_input},
+        {s.name: _input_map(s, sums) for s in stripped.sites if s.folds_input},
         {s.name: _line(sums, f"{s.name}/o") for s in stripped.sites if s.folds_output},
     )
 
@@ -220,6 +227,18 @@ def output_shape(site: SitePair) -> list[int]:
     return channel_shape(_output_axis(site), site.reference.activation_rank)
 
 
+def folded_input(probes: Probes, site: SitePair, maps: Maps) -> ir.Value:
+    """Return the FP32 model's activation in the artefact's coordinates."""
+    shape = channel_shape(site.reference.channel_axis, site.reference.activation_rank)
+    return probes.apply(site.reference.activation, maps.inputs.get(site.name), shape)
+
+
+def int8_output(probes: Probes, site: SitePair, maps: Maps, given: ir.Value) -> ir.Value:
+    """Return what the artefact's product makes of `given`, in the FP32 model's coordinates."""
+    result = clone_segment(probes.model.graph, site.output, {site.input: given})
+    return probes.undo(result, maps.outputs.get(site.name), output_shape(site))
+
+
 def _output_axis(site: SitePair) -> int:
     return 1 if site.reference.kind == "Conv" else -1
 
@@ -252,6 +271,22 @@ def _line(sums: Mapping[str, np.ndarray], name: str) -> Map:
     return Map(factor, mean_y - factor * mean_x)
 
 
+def _input_map(site: SitePair, sums: Mapping[str, np.ndarray]) -> Map:
+    """Return the input's map: exact where it follows from a LayerNorm's parameters."""
+    fitted = _line(sums, f"{site.name}/i")
+    if site.norms is None:
+        return fitted
+    (gamma, beta), (own_gamma, own_beta) = (norm_parameters(norm) for norm in site.norms)
+    silent = gamma == 0
+    factor = np.where(silent, 1.0, own_gamma / np.where(silent, 1.0, gamma))
+    exact = Map(factor, own_beta - factor * beta)
+    # The channels may have been reordered or joined on the way; then the fit tells.
+    if factor.shape != fitted.factor.shape:
+        return fitted
+    agree = np.abs(factor - fitted.factor) <= _AGREE * np.abs(fitted.factor)
+    return exact if np.mean(agree) > _MOST else fitted
+
+
 def _add_site(probes: Probes, site: SitePair, maps: Maps) -> None:
     """Add the site's signal, the errors made and inherited, and its clipped share."""
     name, own = f"site/{site.name}", output_shape(site)
@@ -261,10 +296,8 @@ def _add_site(probes: Probes, site: SitePair, maps: Maps) -> None:
     probes.energy(probes.node("Sub", seen, site.reference_output), f"{name}/inherited")
     if site.quantize is None:
         return
-    into = channel_shape(site.reference.channel_axis, site.reference.activation_rank)
-    given = probes.apply(site.reference.activation, maps.inputs.get(site.name), into)
-    result = clone_segment(probes.model.graph, site.output, {site.input: given})
-    made = probes.undo(result, mapped, own)
+    given = folded_input(probes, site, maps)
+    made = int8_output(probes, site, maps, given)
     probes.energy(probes.node("Sub", made, site.reference_output), f"{name}/made")
     _add_clipped(probes, site.quantize, given, name)
 

@@ -39,6 +39,8 @@ class SitePair:
     """QuantizeLinear of the input; None where the product is in float."""
     folds_input: bool
     """Whether an exact fold may have scaled and shifted the channels of the input."""
+    norms: tuple[ir.Node, ir.Node] | None
+    """The LayerNorm whose channels the input holds, in both graphs."""
     folds_output: bool
     """Whether one may have done so with the channels of the output."""
 
@@ -112,7 +114,7 @@ def pair_models(reference: ir.Model, artefact: ir.Model, *, quantized: bool = Tr
     nodes = {str(node.name): node for node in other.graph}
     outputs = list(zip(model.graph.outputs, other.graph.outputs, strict=True))
     _require_same(sites, nodes, outputs)
-    pairs = tuple(_site_pair(s, nodes[s.name], quantizers, attention) for s in sites)
+    pairs = tuple(_site_pair(s, nodes, quantizers, attention) for s in sites)
     blocks = tuple(_block_pairs(own, nodes))
     norms = tuple(
         NormPair(name, node, nodes[name].outputs[0] if name in nodes else None)
@@ -224,20 +226,25 @@ def _attention_columns(model: ir.Model) -> set[str]:
 
 def _site_pair(
     site: WeightSite,
-    node: ir.Node,
+    nodes: Mapping[str, ir.Node],
     quantizers: Mapping[str, ir.Node],
     attention: set[str],
 ) -> SitePair:
-    quantize = quantizers.get(site.name)
+    node, quantize = nodes[site.name], quantizers.get(site.name)
     data = node.inputs[0] if quantize is None else quantize.inputs[0]
     assert data is not None
+    source = _foldable_source(site.activation)
+    own = source if source is not None and source.op_type == "LayerNormalization" else None
+    if own is not None and str(own.name) not in nodes:
+        own = None
     return SitePair(
         reference=site,
         reference_output=_with_bias(site.node),
         input=data,
         output=_with_quantization(_with_bias(node)),
         quantize=quantize,
-        folds_input=_is_foldable(site.activation),
+        folds_input=source is not None,
+        norms=None if own is None else (own, nodes[str(own.name)]),
         folds_output=site.name in attention or site.groups > 1,
     )
 
@@ -264,34 +271,32 @@ def _with_quantization(output: ir.Value) -> ir.Value:
     return output if dequantize is None else dequantize.outputs[0]
 
 
-def _is_foldable(value: ir.Value) -> bool:
-    """Return whether a LayerNorm, an attention or a depthwise convolution makes the channels."""
+def _foldable_source(value: ir.Value) -> ir.Node | None:
+    """Return the LayerNorm, attention product or depthwise convolution that makes the channels."""
     current: ir.Value | None = value
     while current is not None and (node := current.producer()) is not None:
-        if node.op_type == "LayerNormalization":
-            return True
         linear = linear_at(node)
-        if node.op_type == "MatMul" and linear is None:
-            return True
+        if node.op_type == "LayerNormalization" or (node.op_type == "MatMul" and linear is None):
+            return node
         if linear is not None:
-            return linear.group > 1
+            return node if linear.group > 1 else None
         if node.op_type not in _PASSED:
-            return False
+            return None
         current = node.inputs[0]
-    return False
+    return None
 
 
 def _block_pairs(own: Mapping[str, ir.Node], nodes: Mapping[str, ir.Node]) -> Iterator[BlockPair]:
     """Yield the blocks whose last node both graphs have, in graph order."""
     last: dict[str, str] = {}
-    for name in own:
+    for name, node in own.items():
         block = block_of(name)
-        if block:
+        # What a LayerNorm returns may be folded; what a block returns is not.
+        if block and node.op_type != "LayerNormalization":
             last[block] = name
     for block, name in sorted(last.items(), key=lambda item: list(own).index(item[1])):
-        value = own[name].outputs[0]
-        if name in nodes and value.dtype in (None, ir.DataType.FLOAT):
-            yield BlockPair(block, value, nodes[name].outputs[0])
+        if name in nodes and own[name].outputs[0].dtype in (None, ir.DataType.FLOAT):
+            yield BlockPair(block, _with_bias(own[name]), _with_bias(nodes[name]))
 
 
 def _merge_(model: ir.Model, other: ir.Model) -> None:

@@ -31,7 +31,10 @@ class SiteRow(Row):
     )
     clipped_percent_reason: str | None = None
     output_share_percent: float | None = Field(
-        None, description="Share of the model's output error that goes where it alone is in float."
+        None,
+        ge=0,
+        le=100,
+        description="Error of the model's output with it alone in INT8, of the sum over all.",
     )
     output_share_percent_reason: str | None = None
 
