@@ -153,8 +153,17 @@ def test_bad_weights_are_found_too(place: Path):
     assert part.sites[0].made_db < 10
 
 
-def test_what_is_advised_helps_as_much_as_was_said(place: Path):
-    """Without folds and in 8 bits min-max, one product in float; then measured by an export."""
+def test_the_expected_gain_is_that_of_repairing_the_product(
+    place: Path, faulty: Path, sound: Diagnosis
+):
+    advice = only_part(vitdeploy.diagnose(faulty, calib=str(place / "images"))).advice
+    # The sound artefact still has that product's rounding error, one of nine.
+    assert advice.expected_db > only_part(sound).output_db - 1
+    assert advice.expected_db < only_part(sound).output_db + 6
+
+
+def test_keeping_the_worst_product_in_float_helps(place: Path):
+    """Found without folds in min-max ranges; then measured by an export."""
     changes = {"int8": {"folds": "off", "clip": "minmax", "placement": "all"}}
     images = str(place / "images")
     vitdeploy.export(
@@ -169,9 +178,7 @@ def test_what_is_advised_helps_as_much_as_was_said(place: Path):
     better = only_part(vitdeploy.diagnose(place / "better", calib=images))
     assert next(row for row in better.sites if row.name == worst).is_int8 is False
     assert better.output_db > part.output_db
-    if part.advice.keep_float == (worst,):
-        # measured on 8 images, with other rounding errors added
-        assert better.output_db == pytest.approx(part.advice.expected_db, abs=3)
+    assert better.coverage.weights_percent < part.coverage.weights_percent
 
 
 def test_golden_inputs_are_the_default(place: Path, faulty: Path):

@@ -23,7 +23,9 @@ def build(name: str, precision: str, model: ir.Model, pixels: np.ndarray, folder
     target = load_target(name)
     if precision == "int8":
         feeds = [{"pixel_values": pixels}]
-        result = quantize_int8(model, target.quant_scheme(), lambda: iter(feeds), Int8Section())
+        result = quantize_int8(
+            model, target.quant_scheme(), lambda: iter(feeds), Int8Section(placement="all")
+        )
         model = result.model
     return target.build(BuildRequest("model", model, precision, folder, "0" * 64))
 

@@ -9,6 +9,8 @@ LEAST_GAIN_DB = 1.0
 """Below this, keeping products in float is not worth their speed."""
 LEAST_STEP_DB = 0.5
 """What each further product must bring."""
+OUT_OF_PROPORTION = 2.0
+"""A product is at fault where it makes this many times the average product's share."""
 LEAST_INT8_PERCENT = 80.0
 MOST_NAMES = 5
 CLIPPED_FROM_PERCENT = 2.0
@@ -52,12 +54,17 @@ def _worth_in_float(
 ) -> tuple[tuple[str, ...], float | None]:
     """Return the products to keep in float, worst first, and the output's SQNR then."""
     quantized = [row.name for row in evidence.sites if row.is_int8]
+    shares = {row.name: row.output_share_percent for row in evidence.sites}
     if output_db is None:
         return tuple(quantized[:1]), None
     names: list[str] = []
     # Measured on fewer images than the output's SQNR, so it is the difference that counts.
     start = best = output_db([])
+    fair_percent = 100.0 / max(len(quantized), 1)
     for name in quantized[:MOST_NAMES]:
+        share = shares[name]
+        if share is not None and share < OUT_OF_PROPORTION * fair_percent:
+            break
         if len(names) == len(quantized) - 1:
             break
         reached = output_db([*names, name])
@@ -78,7 +85,7 @@ def _float_lines(evidence: Evidence, names: tuple[str, ...], expected: float | N
         part = "" if share is None else f", the worst one {share:.0f} % of it"
         return [
             f"The error is spread over {len(quantized)} products{part}: keeping a few in float "
-            "gains less than 1 dB. More calibration images like those it will see may help."
+            "gains little. More calibration images like those it will see may help."
         ]
     listed = ", ".join(f'"{name}"' for name in names)
     gain = "what that gains was not measured (see --seconds)"
