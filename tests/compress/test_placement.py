@@ -4,10 +4,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.conftest import tiny_vit_graph
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.compress.placement import (
     Quantization,
     _knapsack,
+    _smaller,
     float_sets,
     measure_placement,
 )
@@ -56,6 +58,15 @@ def test_over_budget_measures_nothing(vit_graph: ir.Model, pixels: np.ndarray):
     )
     assert result.placement_reason == "one pass over 4 sites exceeds 0 s"
     assert result.kept_float == ()
+
+
+def test_a_tight_budget_measures_fewer_images():
+    model = tiny_vit_graph()
+    feeds = {"pixel_values": np.zeros((6, 3, 16, 16), np.float32)}
+    assert len(_smaller(model, feeds, 0.5)["pixel_values"]) == 3
+    assert _smaller(model, feeds, 0.1) == {}
+    model.graph.inputs[0].shape = ir.Shape([6, 3, 16, 16])
+    assert _smaller(model, feeds, 0.5) == {}
 
 
 def test_small_noisy_products_stay_float_and_large_ones_do_not():

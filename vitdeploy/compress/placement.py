@@ -64,7 +64,7 @@ def measure_placement(
         quantization: ranges and weights of the sites in question.
         macs: by every site with weights.
         batches: a pass over the calibration images; at most 16 images are read.
-        budget_seconds: nothing is measured if one batch for every site takes longer.
+        budget_seconds: nothing is measured if one image for every site takes longer.
     """
     from vitdeploy.targets.onnx import runner_from_model
 
@@ -76,14 +76,19 @@ def measure_placement(
         noise = dict.fromkeys(names, 0.0)
         read: list[tuple[Feeds, Outputs]] = []
         images = 0
-        for feeds in batches():
+        for batch in batches():
+            feeds = batch
             if images >= _MAX_IMAGES:
                 break
             before = time.perf_counter()
             reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
             now = time.perf_counter()
-            if now - start + (now - before) * len(names) > budget_seconds:
-                break
+            share = (budget_seconds - (now - start)) / ((now - before) * len(names))
+            if share < 1:
+                feeds = {} if read else _smaller(model, feeds, share)
+                if not feeds:
+                    break
+                reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
             for name in names:
                 noise[name] += _noise(runner, feeds, reference, [n == name for n in names])
             read.append((feeds, reference))
@@ -98,6 +103,17 @@ def measure_placement(
             return sum(_noise(runner, feeds, reference, gates) for feeds, reference in read)
 
         return Placement(noise, min(float_sets(noise, macs), key=left_by))
+
+
+def _smaller(model: ir.Model, feeds: Feeds, share: float) -> Feeds:
+    """Return the first images of a batch, `share` of them; nothing where not one fits.
+
+    A graph of fixed batch takes no other.
+    """
+    count = int(share * len(next(iter(feeds.values()))))
+    first = model.graph.inputs[0].shape
+    is_fixed = first is not None and isinstance(first[0], int)
+    return {} if count < 1 or is_fixed else {name: v[:count] for name, v in feeds.items()}
 
 
 def float_sets(
