@@ -22,6 +22,7 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "deit-tiny-distilled-int8": (32, {"depth": 2}),
     "swin-tiny-int8": (64, {"depths": (2, 2), "num_heads": (3, 6)}),
     "dinov2-small-int8": (28, {"depth": 2}),
+    "dinov3-small-int8": (32, {"depth": 2}),
     "fastvit-t8-int8": (64, {}),
 }
 
