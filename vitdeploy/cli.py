@@ -44,6 +44,24 @@ RandomWeights = Annotated[
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")]
 Outputs = Annotated[str | None, typer.Option(help="logits or features.")]
+Calib = Annotated[
+    str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
+]
+CalibSamples = Annotated[int, typer.Option(help="How many, class-stratified.")]
+Eval = Annotated[
+    str | None, typer.Option("--eval", help="Images to compare on; class folders for top-1.")
+]
+EvalSamples = Annotated[int | None, typer.Option(help="All by default.")]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="onnx or openvino (ov); repeatable.")
+]
+Opset = Annotated[int | None, typer.Option(help="ONNX opset; the target's default.")]
+MaxDrop = Annotated[
+    float | None, typer.Option(help="Gate: points of top-1, agreement, or 100 x cosine.")
+]
+KeepReference = Annotated[
+    bool, typer.Option("--keep-reference", help="Ship the FP32 ONNX in the bundle.")
+]
 Seed = Annotated[int, typer.Option(help="Of sampling and of random weights.")]
 
 
@@ -88,24 +106,16 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 (w8a8).")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option("--target", help="onnx or openvino (ov); repeatable.")
-    ] = None,
-    calib: Annotated[
-        str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
-    ] = None,
-    calib_samples: Annotated[int, typer.Option(help="How many, class-stratified.")] = 256,
-    eval_: Annotated[
-        str | None, typer.Option("--eval", help="Images to compare on; class folders for top-1.")
-    ] = None,
-    eval_samples: Annotated[int | None, typer.Option(help="All by default.")] = None,
+    target: Targets = None,
+    calib: Calib = None,
+    calib_samples: CalibSamples = 256,
+    eval_: Eval = None,
+    eval_samples: EvalSamples = None,
     image_size: ImageSize = None,
     batch: Annotated[str, typer.Option(help="'dynamic', or a fixed number.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; the target's default.")] = None,
+    opset: Opset = None,
     outputs: Outputs = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Gate: points of top-1, agreement, or 100 x cosine.")
-    ] = None,
+    max_drop: MaxDrop = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Gate: FP32 reference's median latency / artefact's.")
     ] = None,
@@ -114,9 +124,7 @@ def export(
     threads: Annotated[int | None, typer.Option(help="All cores by default.")] = None,
     output: Output = None,
     force: Force = False,
-    keep_reference: Annotated[
-        bool, typer.Option("--keep-reference", help="Ship the FP32 ONNX in the bundle.")
-    ] = False,
+    keep_reference: KeepReference = False,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -172,17 +180,11 @@ def run(
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 ONNX file.")],
-    calib: Annotated[
-        str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
-    ] = None,
-    calib_samples: Annotated[int, typer.Option(help="How many, class-stratified.")] = 256,
-    eval_: Annotated[
-        str | None, typer.Option("--eval", help="Images to compare on; class folders for top-1.")
-    ] = None,
-    eval_samples: Annotated[int | None, typer.Option(help="All by default.")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option("--target", help="onnx or openvino (ov); repeatable.")
-    ] = None,
+    calib: Calib = None,
+    calib_samples: CalibSamples = 256,
+    eval_: Eval = None,
+    eval_samples: EvalSamples = None,
+    target: Targets = None,
     mean: Annotated[str | None, typer.Option(help="Of R,G,B in 0..1; ImageNet's.")] = None,
     std: Annotated[str | None, typer.Option(help="Of R,G,B in 0..1; ImageNet's.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, ...")] = None,
@@ -193,20 +195,16 @@ def quantize(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Where the file leaves it open.")] = None,
     batch: Annotated[str, typer.Option(help="'dynamic' or fixed; as in the file.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; the target's default.")] = None,
+    opset: Opset = None,
     outputs: Outputs = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Gate: points of top-1, agreement, or 100 x cosine.")
-    ] = None,
+    max_drop: MaxDrop = None,
     min_speedup: Annotated[float | None, typer.Option(help="Gate: against FP32.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: median latency.")] = None,
     measure_seconds: Annotated[float, typer.Option(help="Timing budget; 0 skips.")] = 10.0,
     threads: Annotated[int | None, typer.Option(help="All cores by default.")] = None,
     output: Output = None,
     force: Force = False,
-    keep_reference: Annotated[
-        bool, typer.Option("--keep-reference", help="Ship the FP32 ONNX in the bundle.")
-    ] = False,
+    keep_reference: KeepReference = False,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
