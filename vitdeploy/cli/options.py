@@ -1,0 +1,62 @@
+"""Options that several commands share, and what is asked of their values."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Bundle folder.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Alias, timm:NAME, hf:REPO, or a model folder.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights file in timm's format.")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Seeded random weights; stamped in the report.")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")]
+Outputs = Annotated[str | None, typer.Option(help="logits or features.")]
+Calib = Annotated[
+    str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
+]
+CalibSamples = Annotated[int, typer.Option(help="How many, class-stratified.")]
+Eval = Annotated[
+    str | None, typer.Option("--eval", help="Images to compare on; class folders for top-1.")
+]
+EvalSamples = Annotated[int | None, typer.Option(help="All by default.")]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="onnx or openvino (ov); repeatable.")
+]
+Opset = Annotated[int | None, typer.Option(help="ONNX opset; the target's default.")]
+MaxDrop = Annotated[
+    float | None, typer.Option(help="Gate: points of top-1, agreement, or 100 x cosine.")
+]
+KeepReference = Annotated[
+    bool, typer.Option("--keep-reference", help="Ship the FP32 ONNX in the bundle.")
+]
+Seed = Annotated[int, typer.Option(help="Of sampling and of random weights.")]
+
+
+def require_positive(value: float | None) -> float | None:
+    """Return `value` where it is a finite number of at least 0; typer's own `min` lets NaN pass."""
+    if value is not None and not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a number of at least 0.")
+    return value
+
+
+def one_precision(precision: str | None, **flags: bool) -> str:
+    """Return the one precision that options ask for, `fp32` where none does."""
+    asked = [name for name, is_set in flags.items() if is_set]
+    if precision is not None:
+        asked.append(precision)
+    if len(set(asked)) > 1:
+        raise UsageError(
+            f"more than one precision asked for: {', '.join(asked)}. Give one of --int8, "
+            "--fp16, --bf16, --precision NAME."
+        )
+    return asked[0] if asked else "fp32"
