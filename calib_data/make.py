@@ -1,9 +1,11 @@
-"""Makes `digits/` and `photos/` again from what scikit-learn and scikit-image bundle.
+"""Makes `digits/` and `photos/` from what two packages bundle, and draws `scenes/`.
+
+The packages are scikit-learn and scikit-image.
 
     python calib_data/make.py [FOLDER]
 
 Nothing is downloaded. The same Pillow writes the same bytes; SHA256SUMS in each set says what
-they are. FOLDER is where the two sets go; without it, beside this script.
+they are. FOLDER is where the sets go; without it, beside this script.
 """
 
 import hashlib
@@ -18,6 +20,10 @@ from PIL import Image
 EVAL_PER_DIGIT = 50
 CALIB_PER_DIGIT = 30
 JPEG_QUALITY = 90
+SCENE_SEEDS = {"calib": 2, "eval": 3}  # sam-scenes was trained on pictures of seed 1
+SCENES = {"calib": 32, "eval": 24}
+SCENE_SIDES = (96, 128)  # pixels: shortest and longest edge
+LEAST_OBJECT_PIXELS = 60
 
 SOURCES = {  # name: SHA-256 of the file as the two packages bundle it
     "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
@@ -98,11 +104,12 @@ EVAL = (
 
 
 def main() -> None:
-    """Write both sets and their hash lists."""
+    """Write the sets and their hash lists."""
     home = Path(sys.argv[1] if len(sys.argv) > 1 else __file__).resolve()
     home = home if len(sys.argv) > 1 else home.parent
     make_digits(home / "digits")
     make_photos(home / "photos")
+    make_scenes(home / "scenes")
 
 
 def make_digits(folder: Path) -> None:
@@ -155,6 +162,35 @@ def make_photos(folder: Path) -> None:
             number[stem] = number.get(stem, 0) + 1
             path = folder / split / f"{stem}_{number[stem]}.jpg"
             image.save(path, quality=JPEG_QUALITY, optimize=True, subsampling="4:2:0")
+    _write_hashes(folder)
+
+
+def make_scenes(folder: Path) -> None:
+    """Write calib/NN.jpg and eval/NN.jpg, and beside them what is seen of each object.
+
+    masks/<split>/NN.png is 8 bits grey: 0 is no object, k object k. An object of which fewer than
+    `LEAST_OBJECT_PIXELS` are seen is none.
+    """
+    from vitdeploy.data.pictures import Picture, render_with_masks
+
+    for split, seed in SCENE_SEEDS.items():
+        rng = np.random.default_rng(seed)
+        for part in (folder / split, folder / "masks" / split):
+            _clear(part)
+            part.mkdir(parents=True)
+        made = drawn = 0
+        while made < SCENES[split]:
+            height, width = (int(v) for v in rng.integers(SCENE_SIDES[0], SCENE_SIDES[1] + 1, 2))
+            image, masks = render_with_masks(Picture(seed, drawn, height, width))
+            drawn += 1
+            seen = masks[masks.sum((1, 2)) >= LEAST_OBJECT_PIXELS]
+            if not len(seen):
+                continue
+            numbers = (seen * np.arange(1, len(seen) + 1)[:, None, None]).sum(0).astype(np.uint8)
+            image.save(folder / split / f"{made:02d}.jpg", quality=JPEG_QUALITY, optimize=True)
+            path = folder / "masks" / split / f"{made:02d}.png"
+            Image.fromarray(numbers).save(path, optimize=True)
+            made += 1
     _write_hashes(folder)
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy.data import Preprocess, load_batches, packaged_path, packaged_set
+from vitdeploy.data.packaged import scene_masks
 
 MODEL = packaged_path("digits").parents[1] / "vitdeploy" / "models" / "vit_digits"
 
@@ -22,7 +23,7 @@ def photo_sources() -> set[str]:
     return {path.stem.rsplit("_", 1)[0] for path in packaged_set("photos").paths}
 
 
-@pytest.mark.parametrize("name", ["digits", "photos"])
+@pytest.mark.parametrize("name", ["digits", "photos", "scenes"])
 def test_hash_list_is_complete_and_right(name):
     folder, listed = packaged_path(name), hash_list(name)
     found = {p.relative_to(folder).as_posix(): p for p in folder.glob("*/**/*") if p.is_file()}
@@ -31,7 +32,7 @@ def test_hash_list_is_complete_and_right(name):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[relative], relative
 
 
-@pytest.mark.parametrize("name", ["digits", "photos"])
+@pytest.mark.parametrize("name", ["digits", "photos", "scenes"])
 def test_no_image_is_in_both_parts(name):
     def contents(split):
         images = packaged_set(name, split)
@@ -101,6 +102,21 @@ def test_make_writes_the_sets_again(tmp_path):
             # another libjpeg may round differently, by a few levels on average under 1
             limit = 0 if name == "digits" else 1
             assert np.abs(ours - made_now).mean() <= limit, path.name
+
+
+def test_make_draws_the_scenes_again(tmp_path):
+    runpy.run_path(str(packaged_path("make.py")))["make_scenes"](tmp_path / "scenes")
+    assert len(packaged_set("scenes", "calib")) == 32
+    assert len(packaged_set("scenes", "eval")) == 24
+    for path in packaged_set("scenes").paths:
+        relative = path.relative_to(packaged_path("scenes"))
+        ours, made = (
+            np.asarray(Image.open(p)).astype(int) for p in (path, tmp_path / "scenes" / relative)
+        )
+        # another libjpeg may round differently, by a few levels on average under 1
+        assert np.abs(ours - made).mean() <= 1, relative
+        masks = scene_masks(tmp_path / "scenes" / relative)
+        np.testing.assert_array_equal(masks, scene_masks(path))
 
 
 # --- vit-digits

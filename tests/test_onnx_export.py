@@ -12,7 +12,7 @@ from tests.small_models import SMALL_SWIN, SMALL_VIT, part_from_module, timm_par
 from vitdeploy import onnx_export
 from vitdeploy.errors import ExportError
 from vitdeploy.graph.save import save_model
-from vitdeploy.models.spec import ExportPart
+from vitdeploy.models.spec import ExportPart, TensorSpec
 from vitdeploy.onnx_export import check_parity, onnx_from_part, parity_batches
 from vitdeploy.targets.onnx import OrtRunner, runner_from_model
 
@@ -227,3 +227,55 @@ def test_large_parts_are_compared_on_one_image(monkeypatch: pytest.MonkeyPatch):
     part = small_part("vit")
     monkeypatch.setattr(onnx_export, "ONE_IMAGE_ABOVE_BYTES", 1000)
     assert parity_batches(part, "dynamic") == [1]
+
+
+class Weigher(torch.nn.Module):
+    """A part of two inputs: rows of points, weighed by what another part made of the picture."""
+
+    def forward(self, features: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return (points @ features).softmax(-1)
+
+
+def weigher_part(example=None) -> ExportPart:
+    def draw(count):
+        rng = np.random.default_rng(count)
+        shapes = {"features": (1, 4, 6), "points": (count, count + 1, 4)}
+        return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+
+    return ExportPart(
+        "weigher",
+        Weigher().eval(),
+        (TensorSpec("features", (1, 4, 6)), TensorSpec("points", ("prompts", "points", 4))),
+        (TensorSpec("weights", ("prompts", "points", 6)),),
+        example=example or draw,
+    )
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 1])
+def test_a_part_of_several_inputs_keeps_its_own_axes_dynamic(tmp_path, batch):
+    part, images = weigher_part(), np.zeros((1, 3, 8, 8), np.float32)
+    model = onnx_from_part(part, images, batch, 20)
+    shapes = {
+        v.name: [str(d) for d in v.shape] for v in (*model.graph.inputs, *model.graph.outputs)
+    }
+    assert shapes == {
+        "features": ["1", "4", "6"],
+        "points": ["prompts", "points", "4"],
+        "weights": ["prompts", "points", "6"],
+    }
+    save_model(model, tmp_path / "weigher.onnx")
+    with OrtRunner(tmp_path / "weigher.onnx") as runner:
+        rows = check_parity(part, runner, images, parity_batches(part, batch))
+        assert [row.batch for row in rows] == [2, 3]
+        assert runner(part.example(5))["weights"].shape == (5, 6, 6)
+
+
+def test_a_part_of_several_inputs_is_held_to_its_reference(tmp_path):
+    part, images = weigher_part(), np.zeros((1, 3, 8, 8), np.float32)
+    save_model(onnx_from_part(part, images, "dynamic", 20), tmp_path / "weigher.onnx")
+    part.module.forward = lambda features, points: (points @ features).sigmoid()
+    with (
+        OrtRunner(tmp_path / "weigher.onnx") as runner,
+        pytest.raises(ExportError, match="exported graph of 'weigher' differs from torch"),
+    ):
+        check_parity(part, runner, images, [2])

@@ -23,7 +23,7 @@ from vitdeploy.models.spec import LoadedModel, ModelSpec
 from vitdeploy.recipe import Recipe
 from vitdeploy.report import ImagesInfo
 
-NEEDS_CALIBRATION = ("int8",)
+NEEDS_CALIBRATION = ("int8", "auto")
 _SYNTHETIC_EVALUATION = 64
 _LEAST_HELD_OUT = 16
 _EXAMPLES = 3
@@ -202,9 +202,9 @@ def _scan(path: str, loaded: LoadedModel) -> ImageSet:
 
 
 def _packaged(spec: ModelSpec, split: Literal["calib", "eval"]) -> ImageSet:
-    if spec.calibration_set not in ("digits", "photos"):
+    if spec.calibration_set not in ("digits", "photos", "scenes"):
         raise DataError(f"no packaged image set '{spec.calibration_set}'; give --calib and --eval.")
-    return packaged_set(cast("Literal['digits', 'photos']", spec.calibration_set), split)
+    return packaged_set(cast("Literal['digits', 'photos', 'scenes']", spec.calibration_set), split)
 
 
 def _limited(images: ImageSet, samples: int | None, seed: int) -> ImageSet:

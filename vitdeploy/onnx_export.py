@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +36,8 @@ _KEEP_PRODUCTS = (
 )
 """onnxsim's passes that turn a Linear over tokens into Reshape, Gemm, Reshape: no runtime gains
 from it, and ONNX Runtime has no INT8 Gemm with a float bias."""
+BATCH = "batch"
+"""The axis that `--batch` fixes; other named axes stay dynamic."""
 ONE_IMAGE_ABOVE_BYTES = 1_000_000_000
 """Larger parts are compared on one image only."""
 
@@ -73,16 +76,16 @@ def onnx_from_part(part: ExportPart, images: np.ndarray, batch: int | str, opset
     import torch
 
     fixed = batch if isinstance(batch, int) else None
-    example = np.resize(images, (fixed or 2, *images.shape[1:]))
-    shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=65536)},)
+    # an axis of one would be taken for a constant
+    example = example_feeds(part, images, fixed if fixed and part.example is None else 2)
     try:
         with _quiet():
             program = torch.onnx.export(
                 part.module,
-                (torch.from_numpy(example),),
+                tuple(torch.from_numpy(example[tensor.name]) for tensor in part.inputs),
                 input_names=[tensor.name for tensor in part.inputs],
                 output_names=[tensor.name for tensor in part.outputs],
-                dynamic_shapes=shapes,
+                dynamic_shapes=_dynamic_shapes(part, fixed),
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,
@@ -142,6 +145,13 @@ def _model_from_file(part: ExportPart, file: Path, opset: int) -> ir.Model:
     return simplified(model)
 
 
+def example_feeds(part: ExportPart, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Return feeds of a part: `count` of the images (repeated), or its own example of that size."""
+    if part.example is not None:
+        return dict(part.example(count))
+    return {part.inputs[0].name: np.resize(images, (count, *images.shape[1:]))}
+
+
 def check_parity(
     part: ExportPart, runner: Runner, images: np.ndarray, batches: Sequence[int]
 ) -> list[Parity]:
@@ -159,7 +169,7 @@ def check_parity(
     rows = []
     with reference_runner(part) as reference:
         for batch in batches:
-            feeds = {part.inputs[0].name: np.resize(images, (batch, *images.shape[1:]))}
+            feeds = example_feeds(part, images, batch)
             rows.append(_compare(part.name, batch, reference(feeds), runner(feeds)))
     origin = "torch" if part.file is None else f"'{part.file.name}' itself"
     for row in rows:
@@ -175,7 +185,7 @@ def check_parity(
 
 def parity_batches(part: ExportPart, batch: int | str) -> list[int]:
     """Return the batch sizes to compare at: two where the batch is dynamic."""
-    if isinstance(batch, int):
+    if isinstance(batch, int) and part.example is None:
         return [batch]
     if part.file is not None:
         size = 4 * figures_of(part).parameters
@@ -222,8 +232,19 @@ def _name_axes(model: ir.Model, part: ExportPart, fixed: int | None) -> None:
         value.name = tensor.name
     for value, tensor in zip(model.graph.outputs, part.outputs, strict=True):
         value.name = tensor.name
-        shape = [fixed if fixed else "batch", *tensor.shape[1:]]
-        value.shape = ir.Shape(shape)
+        value.shape = ir.Shape([fixed if fixed and d == BATCH else d for d in tensor.shape])
+
+
+def _dynamic_shapes(part: ExportPart, fixed: int | None) -> tuple[Any, ...]:
+    """Return what torch is told: every named axis is dynamic, but the batch where it is fixed."""
+    from torch.export import Dim
+
+    names = {d for tensor in part.inputs for d in tensor.shape if isinstance(d, str)}
+    dims = {name: Dim(name, min=1, max=65536) for name in sorted(names - {BATCH if fixed else ""})}
+    return tuple(
+        {axis: dims[d] for axis, d in enumerate(tensor.shape) if d in dims} or None
+        for tensor in part.inputs
+    )
 
 
 @contextlib.contextmanager

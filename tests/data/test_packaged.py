@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from vitdeploy.data import packaged, packaged_path, packaged_set, scan_images
+from vitdeploy.data.packaged import scene_masks
 from vitdeploy.errors import DataError
 
 
@@ -19,7 +20,7 @@ def test_digits_are_labelled_and_photos_are_not():
     assert photos.labels is None
 
 
-@pytest.mark.parametrize("name", ["digits", "photos"])
+@pytest.mark.parametrize("name", ["digits", "photos", "scenes"])
 def test_without_a_split_both_parts_come(name):
     both = packaged_set(name)
     assert both.name == name
@@ -46,6 +47,24 @@ def test_unknown_sets_are_refused():
         packaged_set("imagenet")
     with pytest.raises(DataError, match="'digits' has no split 'train'; there are: calib, eval"):
         packaged_set("digits", "train")
+
+
+def test_scenes_have_a_mask_for_each_object():
+    scenes = packaged_set("scenes", "eval")
+    assert (scenes.name, scenes.origin, scenes.labels) == ("scenes/eval", "packaged", None)
+    for index, path in enumerate(scenes.paths):
+        masks = scene_masks(path)
+        width, height = scenes.open(index).size
+        assert masks.dtype == bool
+        assert masks.shape[1:] == (height, width)
+        assert masks.sum(0).max() == 1  # what is hidden is not seen
+        assert masks.sum((1, 2)).min() >= 60
+
+
+def test_pictures_without_masks_are_refused():
+    photo = packaged_set("photos", "eval").paths[0]
+    with pytest.raises(DataError, match=r"no masks for 'camera_1.jpg': 'camera_1.png' in masks/"):
+        scene_masks(photo)
 
 
 def test_importing_data_imports_no_torch():

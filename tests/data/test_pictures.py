@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.data import ImageSet, Picture, Preprocess, load_batches, render, synthetic_set
+from vitdeploy.data.pictures import render_with_masks
 from vitdeploy.errors import DataError
 
 
@@ -34,6 +35,29 @@ def test_pictures_use_the_pixel_range_and_are_not_noise():
     # neighbours of independent noise correlate by 0; those of photographs by over 0.9
     left, right = stack[:, :, :-1].ravel(), stack[:, :, 1:].ravel()
     assert np.corrcoef(left, right)[0, 1] > 0.9
+
+
+def test_masks_show_what_is_seen_of_each_shape():
+    for index in range(12):
+        picture = Picture(4, index, 64, 96)
+        image, masks = render_with_masks(picture)
+        np.testing.assert_array_equal(np.asarray(image), pixels(picture))
+        assert 3 <= len(masks) <= 8
+        assert masks.shape[1:] == (64, 96)
+        assert masks.dtype == bool
+        assert masks.sum(0).max() <= 1, "a pixel belongs to the frontmost shape alone"
+    hidden = [m.sum() for i in range(60) for m in render_with_masks(Picture(4, i, 64, 96))[1]]
+    assert min(hidden) == 0 < max(hidden)  # some shapes lie behind others, or off the picture
+
+
+def test_a_mask_ends_where_the_colour_changes():
+    image, masks = render_with_masks(Picture(3, 0, 256, 256))  # no reference but the picture
+    grey = np.asarray(image.convert("L")).astype(float)
+    steps = np.abs(np.diff(grey, axis=1))
+    edges = np.zeros(steps.shape, bool)
+    for mask in masks:
+        edges |= np.diff(mask.astype(int), axis=1) != 0
+    assert steps[edges].mean() > 3 * steps[~edges].mean()
 
 
 def test_synthetic_set_behaves_as_any_set():

@@ -3,7 +3,8 @@
 They are drawn with numpy, one by one when they are read. A picture has a shaded background, a
 few overlapping shapes with texture, and shadows: smooth areas, edges and several scales at
 once, as photographs have, so that activation ranges are of the right order. They are a stopgap:
-a report says `synthetic` wherever they were used.
+a report says `synthetic` wherever they were used. What is seen of each shape is known too, which
+makes them scenes with masks for a model that segments.
 """
 
 from collections.abc import Callable
@@ -33,17 +34,27 @@ class Picture:
 
 def render(picture: Picture) -> Image.Image:
     """Return `picture` drawn in mode RGB, (height, width) pixels."""
+    return render_with_masks(picture)[0]
+
+
+def render_with_masks(picture: Picture) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Return `picture` as `render` does, and what is seen of each shape: (K, H, W), back to front.
+
+    A pixel belongs to the frontmost shape that covers at least half of it, or to none.
+    """
     rng = np.random.default_rng([picture.seed, picture.index])
     y, x = np.meshgrid(
         np.linspace(-1, 1, picture.height), np.linspace(-1, 1, picture.width), indexing="ij"
     )
     canvas = _background(rng, x, y)
+    masks: list[NDArray[np.bool_]] = []
     for _ in range(int(rng.integers(3, 9))):
-        canvas = _add_shape(rng, canvas, x, y)
+        canvas, cover = _add_shape(rng, canvas, x, y)
+        masks = [*(mask & (cover < 0.5) for mask in masks), cover >= 0.5]
     # uneven light: brighter on one side, darker towards the corners
     light = 1 + 0.25 * _gradient(rng, x, y) - rng.uniform(0, 0.25) * (x**2 + y**2) / 2
     pixels = np.clip(canvas * light[..., None], 0, 1) * 255
-    return Image.fromarray(np.round(pixels).astype(np.uint8), mode="RGB")
+    return Image.fromarray(np.round(pixels).astype(np.uint8), mode="RGB"), np.stack(masks)
 
 
 def _background(rng: np.random.Generator, x: Plane, y: Plane) -> NDArray[np.float64]:
@@ -55,8 +66,8 @@ def _background(rng: np.random.Generator, x: Plane, y: Plane) -> NDArray[np.floa
 
 def _add_shape(
     rng: np.random.Generator, canvas: NDArray[np.float64], x: Plane, y: Plane
-) -> NDArray[np.float64]:
-    """Return `canvas` with one more shape and its soft shadow."""
+) -> tuple[NDArray[np.float64], Plane]:
+    """Return `canvas` with one more shape and its soft shadow, and how much the shape covers."""
     centre_x, centre_y = rng.uniform(-0.9, 0.9, 2)
     radius = rng.uniform(0.08, 0.7)
     angle = rng.uniform(0, np.pi)
@@ -69,11 +80,12 @@ def _add_shape(
         return outline(along / radius, across / (radius * aspect))
 
     edge = rng.uniform(30, 120)  # how sharp: from a little blurred to one pixel
-    cover = _step((1 - distance(0.0)) * edge * radius)[..., None]
+    cover = _step((1 - distance(0.0)) * edge * radius)
     shadow = 0.5 * _step((1 - distance(0.05)) * 8)[..., None]
     fill = _colour(rng) + rng.uniform(0, 0.35) * _texture(rng, x, y)[..., None]
     fill = fill * (1 + 0.3 * _gradient(rng, x, y)[..., None])
-    return np.asarray(canvas * (1 - shadow) * (1 - cover) + np.clip(fill, 0, 1) * cover)
+    under = canvas * (1 - shadow) * (1 - cover[..., None])
+    return np.asarray(under + np.clip(fill, 0, 1) * cover[..., None]), cover
 
 
 def _ellipse(u: Plane, v: Plane) -> Plane:

@@ -26,7 +26,7 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 INTERPOLATIONS = tuple(_RESAMPLING)
-CROP_MODES = ("center", "squash", "border")
+CROP_MODES = ("center", "squash", "border", "corner")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Preprocess:
     """`size` over the size resized to; above 1 the picture gets a black border."""
     crop_mode: str = "center"
     """`center`: shortest edge, then crop. `squash`: both edges, aspect ratio lost.
-    `border`: longest edge, then pad with the mean."""
+    `border`: longest edge, then pad with the mean.
+    `corner`: longest edge, then pad at the right and bottom with what becomes 0 (Segment Anything;
+    no mode of timm's). `crop_pct` is 1 there."""
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -65,6 +67,8 @@ class Preprocess:
             raise _bad("crop_mode", self.crop_mode, ", ".join(CROP_MODES))
         if not 0 < self.crop_pct <= 2:
             raise _bad("crop_pct", self.crop_pct, "a share above 0 and at most 2 (0.9, not 90)")
+        if self.crop_mode == "corner" and self.crop_pct != 1:
+            raise _bad("crop_pct", self.crop_pct, "1 where crop_mode is corner")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; `from_dict` reads them back."""
@@ -117,7 +121,12 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
     pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     mean = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
     std = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((pixels - mean) / std)
+    pixels = (pixels - mean) / std
+    if preprocess.crop_mode == "corner":
+        height, width = preprocess.size
+        missing = ((0, 0), (0, height - pixels.shape[1]), (0, width - pixels.shape[2]))
+        pixels = np.pad(pixels, missing)
+    return np.ascontiguousarray(pixels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -135,8 +144,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Return the RGB `image` resized and cropped to `preprocess.size`, not yet normalised."""
+    """Return the RGB `image` resized and cropped to `preprocess.size`, not yet normalised.
+
+    With `corner` it may be smaller: padding comes after normalising.
+    """
     height, width = preprocess.size
+    if preprocess.crop_mode == "corner":
+        rows, columns = fitted_size((image.height, image.width), preprocess.size)
+        return image.resize((columns, rows), _RESAMPLING[preprocess.interpolation])
     scaled_height = math.floor(height / preprocess.crop_pct)
     scaled_width = math.floor(width / preprocess.crop_pct)
     fill = (0, 0, 0)
@@ -162,6 +177,16 @@ def resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         method = _RESAMPLING[preprocess.interpolation]
         image = image.resize((target[1], target[0]), method)
     return _crop_center(image, preprocess.size, fill)
+
+
+def fitted_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a picture of `size` resized to fit into `frame`, all in pixels.
+
+    Rounds as Segment Anything's ResizeLongestSide does.
+    """
+    scale = min(frame[0] / size[0], frame[1] / size[1])
+    rows, columns = (int(length * scale + 0.5) for length in size)
+    return max(rows, 1), max(columns, 1)
 
 
 def _crop_center(

@@ -201,7 +201,8 @@ def _leads_to_scores(value: ir.Value, depth: int = 8) -> bool:
     if node is None or depth == 0 or constant_of(value) is not None:
         return False
     if node.op_type == "MatMul":
-        return True
+        # not the product of the query with a table, which is SAM's relative position
+        return all(constant_of(factor) is None for factor in node.inputs)
     if node.op_type not in _SCORE_OPS:
         return False
     return any(_leads_to_scores(v, depth - 1) for v in node.inputs if v is not None)

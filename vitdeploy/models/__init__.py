@@ -21,6 +21,9 @@ from vitdeploy.models.families import (
     dinov2,
     dinov3,
     fastvit,
+    mobile_sam,
+    sam,
+    sam2,
     swin,
     timm,
     transformers,
@@ -77,12 +80,23 @@ FAMILIES: Mapping[str, Family] = types.MappingProxyType(
         "dinov2": dinov2,
         "dinov3": dinov3,
         "fastvit": fastvit,
+        "sam": sam,
+        "sam2": sam2,
+        "mobile_sam": mobile_sam,
         "transformers": transformers,
         "timm": timm,
     }
 )
 
-_NOT_YET = ("sam-", "sam2-", "sam2.1-")
+_MODEL_TYPES: Mapping[str, str] = types.MappingProxyType(
+    {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}
+)
+"""Families of models in transformers' layout, by model_type; all others are `transformers`."""
+_UNSUPPORTED = (
+    *("edge-sam", "edgesam", "efficient-sam", "efficientsam", "efficientvit-sam", "fast-sam"),
+    *("fastsam", "nanosam", "sam-hq", "sam3", "slimsam", "tinysam"),
+)
+"""Relatives of Segment Anything that no family here builds."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def resolve(name: str) -> Reference:
     Raises:
         ModelError: no such alias, timm name or folder; suggests the nearest.
         UsageError: the name is empty, or a file.
-        UnsupportedError: a family that a later version brings.
+        UnsupportedError: a variant that no family here builds.
     """
     if not name.strip():
         raise UsageError("MODEL is empty. Give an alias, timm:NAME, hf:REPO or a model folder.")
@@ -125,8 +139,12 @@ def resolve(name: str) -> Reference:
         if not rest:
             raise UsageError("hf: needs a repository, for instance hf:facebook/dinov2-small.")
         return Reference(name, "transformers", "hf", rest)
-    if name.startswith(_NOT_YET):
-        raise UnsupportedError(f"'{name}': SAM models are not available in this version.")
+    if name.lower().startswith(_UNSUPPORTED):
+        raise UnsupportedError(
+            f"'{name}': this variant of Segment Anything cannot be loaded. Supported: "
+            f"{', '.join((*sam.ALIASES, *mobile_sam.ALIASES, *sam2.ALIASES))}, and folders of "
+            "transformers' SamModel and Sam2Model."
+        )
     if Path(name).is_file() or is_folder_name(name):
         return _from_folder(name)
     raise ModelError(_unknown(name))
@@ -146,7 +164,7 @@ def load(options: LoadOptions) -> LoadedModel:
 
         return load_onnx(options)
     reference = resolve(options.source)
-    if reference.kind == "hf":
+    if reference.kind == "hf" and reference.family == "transformers":
         reference = _hub_layout(reference)
     return FAMILIES[reference.family].load(reference, options)
 
@@ -182,7 +200,7 @@ def _from_alias(name: str, family: str, alias: Alias) -> Reference:
     if kind == "packaged":
         folder = Path(__file__).parent / value
         return Reference(name, family, "packaged", str(folder), alias.image_size)
-    return Reference(name, family, "timm", value, alias.image_size)
+    return Reference(name, family, "hf" if kind == "hf" else "timm", value, alias.image_size)
 
 
 def _from_timm(name: str, architecture: str) -> Reference:
@@ -209,7 +227,7 @@ def _from_folder(name: str) -> Reference:
     folder = Path(name).expanduser()
     kind, config = read_folder_config(folder)
     if kind == "transformers-folder":
-        return Reference(name, "transformers", kind, str(folder))
+        return Reference(name, _family_of_type(config), kind, str(folder))
     return Reference(name, owner(str(config["architecture"])), kind, str(folder))
 
 
@@ -223,8 +241,13 @@ def _hub_layout(reference: Reference) -> Reference:
     with hub_access(reference.source):
         config = read_json(Path(hf_hub_download(reference.value, "config.json")))
     if "architecture" not in config:
-        return reference
+        return dataclasses.replace(reference, family=_family_of_type(config))
     return dataclasses.replace(reference, family=owner(str(config["architecture"])))
+
+
+def _family_of_type(config: Mapping[str, object]) -> str:
+    """Return the family of a config.json in transformers' layout."""
+    return _MODEL_TYPES.get(str(config.get("model_type")), "transformers")
 
 
 def _unknown(name: str) -> str:

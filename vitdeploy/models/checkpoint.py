@@ -77,8 +77,13 @@ def read_state_dict(path: Path) -> StateDict:
     return _without_prefixes(weights)
 
 
-def load_strictly_(model: nn.Module, weights: Mapping[str, torch.Tensor], what: str) -> None:
+def load_strictly_(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], what: str, *, assign: bool = False
+) -> None:
     """Copy `weights` into `model`; every key and shape must match and every value be finite.
+
+    With `assign` the model's parameters become these tensors, which need no memory of their own
+    where they are mapped from a file.
 
     Raises:
         ModelError: missing or unexpected keys, other shapes, or NaN or Inf; names them.
@@ -96,7 +101,7 @@ def load_strictly_(model: nn.Module, weights: Mapping[str, torch.Tensor], what: 
     ]
     refuse_mismatch(what, missing, unexpected, shapes)
     check_finite(weights, what)
-    model.load_state_dict(dict(weights), strict=False)
+    model.load_state_dict(dict(weights), strict=False, assign=assign)
 
 
 def refuse_mismatch(
@@ -161,7 +166,8 @@ def _read_torch(path: Path) -> Any:
         # argparse.Namespace holds the settings in checkpoints of timm's own training script
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read raises
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # else torch's old format, which cannot be
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL ([\w.]+)", str(e))
         if named is None and not _names_objects(path):

@@ -77,19 +77,27 @@ def _describe_part(part: ExportPart, image_size: int) -> PartDescription:
         parameters, gmacs = figures.parameters, figures.gmacs
     else:
         parameters = sum(p.numel() for p in part.module.parameters())
-        gmacs = _gmacs(part.module, image_size)
+        gmacs = _gmacs(part, image_size)
     return PartDescription(part.name, parameters, gmacs, part.inputs, part.outputs)
 
 
-def _gmacs(module: Any, image_size: int) -> float:
+def _gmacs(part: ExportPart, image_size: int) -> float:
+    """Return the work for one picture; of a part with an example, for the smallest one."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from vitdeploy.models.trace import run_shapes
 
-    def count(copied: Any, images: Any) -> int:
-        with FlopCounterMode(display=False) as counter:
-            copied(images)
+    def count(module: Any, *tensors: Any) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(*tensors)
         return int(counter.get_total_flops())
 
+    if part.example is None:
+        operations = int(run_shapes(part.module, image_size, count))
+    else:
+        feeds = part.example(1)
+        tensors = (torch.from_numpy(feeds[tensor.name]) for tensor in part.inputs)
+        operations = count(part.module, *tensors)
     # the counter counts a multiply-accumulate as two operations
-    return int(run_shapes(module, image_size, count)) / 2e9
+    return operations / 2e9

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 from vitdeploy.errors import UsageError
-from vitdeploy.models.spec import ExportPart, LoadedModel, ModelSpec, Outputs, Task, TensorSpec
+from vitdeploy.models.spec import (
+    ExportPart,
+    LoadedModel,
+    ModelSpec,
+    Outputs,
+    Rebuild,
+    Task,
+    TensorSpec,
+)
 from vitdeploy.models.trace import trace
 
 FEATURE_NAMES = ("last_hidden_state", "pooler_output")
@@ -74,7 +82,19 @@ def choose_outputs(wanted: Outputs | None, name: str, *, has_classifier: bool) -
     return wanted or ("logits" if has_classifier else "features")
 
 
-def loaded_model(spec: ModelSpec, module: nn.Module, names: tuple[str, ...]) -> LoadedModel:
+def library_model(module: nn.Module) -> tuple[nn.Module, str]:
+    """Return the model of timm or transformers in an exported module, and the prefix of its paths.
+
+    The prefix is empty, or ends in a dot.
+    """
+    if isinstance(module, (TimmFeatures, TransformersOutputs)):
+        return module.model, "model."
+    return module, ""
+
+
+def loaded_model(
+    spec: ModelSpec, module: nn.Module, names: tuple[str, ...], rebuild: Rebuild | None = None
+) -> LoadedModel:
     """Return the model with its one part, `model`; shapes and attention sites are traced.
 
     Raises:
@@ -93,4 +113,5 @@ def loaded_model(spec: ModelSpec, module: nn.Module, names: tuple[str, ...]) -> 
         ),
     )
     task: Task = "classification" if names == ("logits",) else "features"
-    return LoadedModel(dataclasses.replace(spec, task=task), (part,), traced.attention)
+    spec = dataclasses.replace(spec, task=task)
+    return LoadedModel(spec, (part,), traced.attention, rebuild)

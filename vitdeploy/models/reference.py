@@ -19,7 +19,7 @@ class Alias:
     """A short name that ships with the package."""
 
     source: str
-    """`timm:NAME`, or `packaged:NAME`."""
+    """`timm:NAME`, `hf:REPO`, or `packaged:NAME`."""
     image_size: int
     """Pixels of the square input, without `--image-size`."""
 

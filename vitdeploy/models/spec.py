@@ -3,12 +3,16 @@
 No architecture lives here, only the types that keep it from leaking elsewhere.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitdeploy.data import Preprocess
+from vitdeploy.models.pruning_record import PruningRecord
 from vitdeploy.recipe import PreprocessSection
 
 Task = Literal["classification", "features", "segmentation"]
@@ -33,6 +37,8 @@ class LoadOptions:
     """Of an `.onnx` file; all other models bring their own."""
     batch: int | None = None
     """The fixed batch an `.onnx` file is wanted at; None is the file's own, or dynamic."""
+    single_mask: bool = False
+    """Of a model that segments by prompts: choose one mask a prompt, instead of returning all."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class ModelSpec:
     label_names: tuple[str, ...] = ()
     weights: Literal["pretrained", "checkpoint", "random", "packaged", "unknown"] = "pretrained"
     calibration_set: str = "photos"
-    """The packaged image set that fits the task: `digits` or `photos`."""
+    """The packaged image set that fits the task: `digits`, `photos` or `scenes`."""
     notes: tuple[str, ...] = ()
     """What the user should know, for instance of a resampled position embedding."""
 
@@ -77,6 +83,10 @@ class ExportPart:
     outputs: tuple[TensorSpec, ...]
     file: Path | None = None
     """The FP32 ONNX file that is the reference itself, for a model from elsewhere."""
+    example: Callable[[int], dict[str, NDArray[np.float32]]] | None = None
+    """Feeds to export and to compare with, for a part that reads more than pictures: larger along
+    every dynamic axis for a larger number. An input that an earlier part returns under the same
+    name is drawn at random there; in use it is that part's output."""
 
 
 def class_output(task: str, outputs: Iterable[tuple[str, int]]) -> str | None:
@@ -114,12 +124,41 @@ class AttentionSite:
 
 
 @dataclass(frozen=True)
+class MlpSite:
+    """One MLP whose hidden channels the pruner can remove."""
+
+    path: str
+    """Module path of the MLP, for instance `blocks.0.mlp`."""
+    inputs: tuple[str, ...]
+    """Paths of the layers that make the hidden channels: one; or gate and value of a GLU."""
+    output: str
+    width: int
+    """Hidden channels that `output` reads."""
+    is_packed: bool = False
+    """Whether the one input makes gate and value of a GLU, one after the other."""
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """What saving a model as a folder needs beside the module itself."""
+
+    layout: Literal["timm", "transformers"]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of `timm.create_model`, beyond the architecture's name."""
+    pruning: PruningRecord = field(default_factory=PruningRecord)
+    """What was removed from the architecture."""
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model in FP32, ready for torch steps and export."""
 
     spec: ModelSpec
     parts: tuple[ExportPart, ...]
     attention: tuple[AttentionSite, ...] = field(default=())
+    """Paths are in the module of the first part."""
+    rebuild: Rebuild | None = None
+    """None for a model that cannot be saved as a folder."""
 
     @property
     def class_output(self) -> str | None:

@@ -5,6 +5,7 @@ export (`TimmAdapter`).
 """
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from typing import Any
 from vitdeploy.data import Preprocess
 from vitdeploy.errors import ModelError, UnsupportedError, UsageError, suggest
 from vitdeploy.models.hub import hub_access, quiet_libraries
+from vitdeploy.models.pruning_record import PruningRecord, record_from_config
 from vitdeploy.models.reference import Reference, read_json
-from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec
+from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec, Rebuild
 
 # What building a model from a wrong configuration is seen to raise.
 _BUILD_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, AttributeError)
@@ -46,7 +48,7 @@ def load_timm(reference: Reference, options: LoadOptions, adapter: TimmAdapter) 
 
     if options.checkpoint is not None and options.random_weights:
         raise UsageError("--checkpoint and --random-weights exclude each other; give one.")
-    model, native_size, weights = _filled_model(reference, options, adapter)
+    model, native_size, weights, arguments = _filled_model(reference, options, adapter)
     config = model.pretrained_cfg
     size = options.image_size or native_size
     outputs = choose_outputs(
@@ -65,10 +67,17 @@ def load_timm(reference: Reference, options: LoadOptions, adapter: TimmAdapter) 
         calibration_set="digits" if reference.family == "digits" else "photos",
         notes=size_notes(native_size, size, adapter.size_note),
     )
-    module = adapter.finish(model.float().eval())
+    keys = set(model.state_dict())
+    pruning = _pruning(reference)
+    module = model.float().eval()
+    if not pruning.reparameterised:  # which cannot be done twice
+        module = adapter.finish(module)
+    if set(module.state_dict()) != keys:
+        pruning = dataclasses.replace(pruning, reparameterised=True)
+    rebuild = Rebuild("timm", arguments, pruning)
     if outputs == "features":
-        return loaded_model(spec, TimmFeatures(module), FEATURE_NAMES)
-    return loaded_model(spec, module, ("logits",))
+        return loaded_model(spec, TimmFeatures(module), FEATURE_NAMES, rebuild)
+    return loaded_model(spec, module, ("logits",), rebuild)
 
 
 def size_notes(native_size: int, size: int, effect: str) -> tuple[str, ...]:
@@ -102,8 +111,11 @@ def check_multiple(image_size: int, step: int) -> None:
 
 def _filled_model(
     reference: Reference, options: LoadOptions, adapter: TimmAdapter
-) -> tuple[Any, int, Any]:
-    """Return the model with its weights, the size it is trained for, and `ModelSpec.weights`."""
+) -> tuple[Any, int, Any, dict[str, Any]]:
+    """Return the model with its weights, the size it is trained for, and `ModelSpec.weights`.
+
+    Last come the arguments that build the architecture again, beyond its name.
+    """
     name = f"hf-hub:{reference.value}" if reference.kind == "hf" else reference.value
     if reference.folder is not None:
         name = f"local-dir:{reference.folder}"
@@ -116,38 +128,54 @@ def _filled_model(
         arguments = {"img_size": options.image_size or native_size, "dynamic_img_size": False}
     if arguments:
         model = _built(name, arguments, options.seed, reference)
+    all_arguments = {**_folder_config(reference).get("model_args", {}), **arguments}
     if options.random_weights:
         from vitdeploy.models.random_weights import randomise_
 
         randomise_(model, options.seed, options.image_size or native_size)
-        return model, native_size, "random"
+        return model, native_size, "random", all_arguments
     file = options.checkpoint
     if file is None and reference.folder is None:
-        return _pretrained(name, arguments, reference), native_size, "pretrained"
+        model = _pretrained(name, arguments, reference)
+        return model, native_size, "pretrained", all_arguments
     if file is None:
         from vitdeploy.models.checkpoint import find_weights
 
         file = find_weights(Path(str(reference.folder)))
     _fill_from_file_(model, file, resample=options.image_size is not None)
     packaged = reference.kind == "packaged" and options.checkpoint is None
-    return model, native_size, "packaged" if packaged else "checkpoint"
+    return model, native_size, "packaged" if packaged else "checkpoint", all_arguments
+
+
+def _folder_config(reference: Reference) -> dict[str, Any]:
+    """Return the parsed config.json of a model folder; empty where there is no folder."""
+    return {} if reference.folder is None else read_json(reference.folder / "config.json")
+
+
+def _pruning(reference: Reference) -> PruningRecord:
+    """Return what was removed from the architecture, by the record in its folder."""
+    return record_from_config(_folder_config(reference)) or PruningRecord()
 
 
 def _built(name: str, arguments: Mapping[str, Any], seed: int, reference: Reference) -> Any:
-    """Return the model with its library's seeded initialisation."""
+    """Return the model with its library's seeded initialisation, pruned where its folder says."""
     import timm
     import torch
+
+    from vitdeploy.models.pruned import apply_record_
 
     access = hub_access(reference.source) if reference.kind == "hf" else quiet_libraries()
     try:
         with access, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.create_model(name, pretrained=False, **arguments)
+            model = timm.create_model(name, pretrained=False, **arguments)
     except (*_BUILD_ERRORS, OSError) as e:
         raise ModelError(
             f"timm cannot build '{reference.name}': {str(e).rstrip('.')}."
             f"{_architecture_hint(reference)}"
         ) from e
+    apply_record_(model, _pruning(reference))
+    return model
 
 
 def _architecture_hint(reference: Reference) -> str:
@@ -155,7 +183,7 @@ def _architecture_hint(reference: Reference) -> str:
 
     if reference.folder is None:
         return ""
-    architecture = str(read_json(reference.folder / "config.json").get("architecture"))
+    architecture = str(_folder_config(reference).get("architecture"))
     if timm.is_model(architecture.partition(".")[0]):
         return " Check model_args in config.json."
     return (
@@ -196,7 +224,8 @@ def _fill_from_file_(model: Any, file: Path, *, resample: bool) -> None:
     raw = read_state_dict(file)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     weights = raw
-    if convert is not None:
+    # FastViT's conversion (timm 1.0.31) renames what already has timm's names
+    if convert is not None and not _fits(raw, model):
         # Keys of another architecture break the conversion; the raw ones are then compared.
         with contextlib.suppress(*_BUILD_ERRORS, IndexError), quiet_libraries():
             weights = convert(dict(raw), model)
@@ -207,6 +236,14 @@ def _fill_from_file_(model: Any, file: Path, *, resample: bool) -> None:
             if patches or (positions and not resample):
                 weights[key] = value
     load_strictly_(model, weights, f"checkpoint '{file.name}'")
+
+
+def _fits(weights: Mapping[str, Any], model: Any) -> bool:
+    """Return True where `weights` are those of `model` as they are: same names, same shapes."""
+    expected = model.state_dict()
+    return weights.keys() == expected.keys() and all(
+        weights[key].shape == value.shape for key, value in expected.items()
+    )
 
 
 def _square_size(model: Any, reference: Reference) -> int:

@@ -78,7 +78,7 @@ def trace(module: nn.Module, image_size: int) -> Trace:
     Raises:
         ModelError: the model does not run at this size, or does not return tensors.
     """
-    sites = list(_attention_sites(module))
+    sites = list(find_attention_sites(module))
 
     def run(copied: nn.Module, images: torch.Tensor) -> tuple[Any, dict[str, int]]:
         tokens: dict[str, int] = {}
@@ -123,7 +123,7 @@ def _token_counter(
     return count
 
 
-def _attention_sites(module: nn.Module) -> Iterator[AttentionSite]:
+def find_attention_sites(module: nn.Module) -> Iterator[AttentionSite]:
     """Yield the self-attention layers with Linear projections, `tokens` still unknown."""
     for path, layer in module.named_modules():
         heads = next((h for n in _HEADS if isinstance(h := getattr(layer, n, None), int)), 0)

@@ -55,6 +55,25 @@ def preprocess_from_config(
     return preprocess, ()
 
 
+def config_from_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    """Return a preprocessor_config.json that `preprocess_from_config` reads back as the same."""
+    height, width = preprocess.size
+    sides = {"height": height, "width": width}
+    result: dict[str, Any] = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "do_resize": True,
+        "resample": _INTERPOLATIONS.index(preprocess.interpolation),
+    }
+    if preprocess.crop_mode == "squash":
+        return result | {"size": sides, "crop_pct": preprocess.crop_pct}
+    edge = math.floor(height / preprocess.crop_pct)
+    return result | {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": sides}
+
+
 def _share(size: int, edge: int) -> float:
     """Return `size / edge`, nudged so that floor(size / share) gives `edge` back."""
     share = size / edge

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import ModelError, UnsupportedError, UsageError
+from vitdeploy.models.pruning_record import PruningRecord, record_from_config
 from vitdeploy.models.reference import Alias, Reference, read_json
-from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec
+from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec, Rebuild
 
 ALIASES: Mapping[str, Alias] = {}
 
@@ -46,7 +47,9 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     has_classifier = _is_classifier(config) and int(config.num_labels) > 0
     outputs = choose_outputs(options.outputs, reference.name, has_classifier=has_classifier)
     names: tuple[str, ...] = ("logits",)
+    pruning = _pruning(config)
     if outputs == "features":
+        pruning = pruning.below(f"{model.base_model_prefix}.")
         model = model.base_model
         names = _feature_names(model, size)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
@@ -61,7 +64,8 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         weights=weights,
         notes=notes + size_notes(native_size, size, "position embeddings are resampled (bicubic)"),
     )
-    return loaded_model(spec, TransformersOutputs(model.float().eval(), names), names)
+    rebuild = Rebuild("transformers", pruning=pruning)
+    return loaded_model(spec, TransformersOutputs(model.float().eval(), names), names, rebuild)
 
 
 def _config(reference: Reference) -> Any:
@@ -139,6 +143,9 @@ def _filled_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = _skeleton(config, reference)
+    pruning = _pruning(config)
+    if pruning != PruningRecord():
+        return _filled_pruned(model, options, reference, pruning)
     if options.random_weights:
         randomise_(model, options.seed, int(getattr(config, "image_size", None) or 224))
         return model, "random", ()
@@ -155,6 +162,33 @@ def _filled_model(
     check_finite(model.state_dict(), what)
     local = options.checkpoint is not None or reference.folder is not None
     return model, "checkpoint" if local else "pretrained", notes
+
+
+def _pruning(config: Any) -> PruningRecord:
+    """Return what was removed from the architecture, by the record in its config.json."""
+    return record_from_config(config.to_dict()) or PruningRecord()
+
+
+def _filled_pruned(
+    model: Any, options: LoadOptions, reference: Reference, pruning: PruningRecord
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return as `_filled_model`; transformers' own loading knows the whole architecture only."""
+    from vitdeploy.models.checkpoint import find_weights
+    from vitdeploy.models.pruned import apply_record_, fill_
+    from vitdeploy.models.random_weights import randomise_
+
+    apply_record_(model, pruning)
+    if options.random_weights:
+        randomise_(model, options.seed, int(getattr(model.config, "image_size", None) or 224))
+        return model, "random", ()
+    file = options.checkpoint
+    if file is None and reference.folder is None:
+        raise UnsupportedError(
+            f"'{reference.name}' is a pruned model on a hub; download it and give its folder."
+        )
+    file = file or find_weights(Path(str(reference.folder)))
+    fill_(model, file)
+    return model, "checkpoint", ()
 
 
 def _from_pretrained(
@@ -230,6 +264,7 @@ def _resized(model: Any, config: Any, size: int) -> Any:
 
     import torch
 
+    from vitdeploy.models.pruned import apply_record_
     from vitdeploy.models.timm_models import check_multiple
 
     patch = getattr(config, "patch_size", None)
@@ -241,6 +276,7 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     smaller = copy.deepcopy(config)
     smaller.image_size = size
     resized = type(model)._from_config(smaller, attn_implementation="eager")
+    apply_record_(resized, _pruning(config))
     weights = model.state_dict()
     wanted = resized.state_dict()
     for path, module in model.named_modules():
