@@ -30,9 +30,11 @@ from vitdeploy.models.spec import LoadOptions
 from vitdeploy.onnx_export import onnx_from_part
 from vitdeploy.recipe import Int8Section
 from vitdeploy.targets import load_target
-from vitdeploy.targets.onnx import runner_from_model
+from vitdeploy.targets.onnx import OrtRunner, runner_from_model
 
 CALIBRATION_IMAGES = 256
+BATCH = 20
+"""Evaluation images at a time."""
 SYMMETRIC = QuantScheme(activation=ir.DataType.INT8, symmetric_activations=True)
 
 
@@ -233,14 +235,13 @@ def rows_of(subject: Subject, variant: str, model: ir.Model, methods: str) -> It
 
 def _run_ort(model: ir.Model, pixels: np.ndarray) -> np.ndarray:
     with runner_from_model(model) as runner:
-        return _logits(runner, pixels)
+        return first_output(runner, pixels)
 
 
-def _logits(runner: object, pixels: np.ndarray, batch: int = 100) -> np.ndarray:
-    starts = range(0, len(pixels), batch)
-    return np.concatenate(
-        [runner({"pixel_values": pixels[s : s + batch]})["logits"] for s in starts]
-    )
+def first_output(runner: OrtRunner, pixels: np.ndarray, batch: int = BATCH) -> np.ndarray:
+    """Return the model's first output on all images."""
+    parts = [runner({"pixel_values": pixels[s : s + batch]}) for s in range(0, len(pixels), batch)]
+    return np.concatenate([next(iter(part.values())) for part in parts])
 
 
 def _batches(subject: Subject, batch: int = 8) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
@@ -344,8 +345,8 @@ def _run_openvino(model: object, pixels: np.ndarray) -> np.ndarray:
     import openvino as ov
 
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    starts = range(0, len(pixels), 100)
-    return np.concatenate([np.array(compiled(pixels[s : s + 100])[0]) for s in starts])
+    starts = range(0, len(pixels), BATCH)
+    return np.concatenate([np.array(compiled(pixels[s : s + BATCH])[0]) for s in starts])
 
 
 METHODS: dict[str, Callable[[ir.Model, Subject], tuple[np.ndarray, float | None]]] = {

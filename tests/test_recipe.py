@@ -77,7 +77,7 @@ def test_refuses_two_origins_of_weights():
         )
 
 
-@pytest.mark.parametrize("data", [{"targets": ["trt"]}, {"precision": "int4"}])
+@pytest.mark.parametrize("data", [{"precision": "int4"}, {"precision": "w4a8"}])
 def test_what_is_to_come_is_unsupported_rather_than_a_typo(data: dict):
     with pytest.raises(UnsupportedError, match="not available in this version"):
         recipe_from_dict({"model": {"source": "vit-tiny"}, **data})

@@ -6,6 +6,7 @@ generated from them is `recipes/recipe.schema.json`.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,15 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vitdeploy.errors import UnsupportedError, UsageError, suggest
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-TargetName = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
+TargetName = Literal["onnx", "openvino", "trt", "trt-rtx"]
 
-PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8", "auto")
 PRECISION_SYNONYMS = {"w8a8": "int8"}
-PRECISIONS_TO_COME = ("auto", "w4a8", "w4a16", "int4")
-TARGET_NAMES: tuple[str, ...] = ("onnx", "openvino")
+PRECISIONS_TO_COME = ("w4a8", "w4a16", "int4")
+TARGET_NAMES: tuple[str, ...] = ("onnx", "openvino", "trt", "trt-rtx")
 TARGET_SYNONYMS = {"ov": "openvino", "ort": "onnx", "engine": "trt"}
-TARGETS_TO_COME = ("trt", "trt-rtx")
 _TO_COME = "is not available in this version"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -117,6 +117,59 @@ class EvaluationSection(_Section):
     samples: Annotated[int, Field(ge=1)] | None = Field(None, description="All when null.")
 
 
+class PruneSection(_Section):
+    """What is removed of the torch model before it is exported: shares, or a size to reach."""
+
+    heads: float = Field(0.0, ge=0, lt=1, description="Share of all attention heads.")
+    mlp: float = Field(0.0, ge=0, lt=1, description="Share of all hidden channels of MLPs.")
+    blocks: float = Field(0.0, ge=0, lt=1, description="Share of all blocks; they go first.")
+    to_gmacs: float | None = Field(
+        None, gt=0, description="Prune heads and MLPs alike until 10^9 MACs an image are this."
+    )
+    to_million_parameters: float | None = Field(None, gt=0, description="The same, by parameters.")
+    to_latency_ms: float | None = Field(
+        None, gt=0, description="The same, by the median latency measured on the first target."
+    )
+    criterion: Literal["taylor", "gate", "magnitude", "random"] = Field(
+        "taylor",
+        description="How importance is found: first-order change of the loss, gradient at a gate, "
+        "or without images by the weights' size or at random (controls).",
+    )
+    ranking: Literal["global", "layer"] = Field(
+        "global", description="Units compete over all layers, or within each."
+    )
+    width_multiple: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="MLP channels that go at a time; 64 where the width allows when null."
+    )
+    path: str | None = Field(
+        None, description="Images, labelled or not; those of calibration when null."
+    )
+    samples: int = Field(256, ge=1, description="How many images, class-stratified and seeded.")
+    found_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share that an earlier run found to reach the size; nothing to search."
+    )
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a size is to be reached, rather than shares removed."""
+        return any((self.to_gmacs, self.to_million_parameters, self.to_latency_ms))
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> "PruneSection":
+        limits = [self.to_gmacs, self.to_million_parameters, self.to_latency_ms]
+        if sum(limit is not None for limit in limits) > 1:
+            raise ValueError(
+                "give one of 'to_gmacs', 'to_million_parameters' and 'to_latency_ms', not several"
+            )
+        if self.has_limit and (self.heads or self.mlp):
+            raise ValueError("give either a size to reach, or the shares 'heads' and 'mlp'")
+        if not self.has_limit and not (self.heads or self.mlp or self.blocks):
+            raise ValueError("nothing to prune: give 'heads', 'mlp', 'blocks' or a size to reach")
+        if self.found_share is not None and not self.has_limit:
+            raise ValueError("'found_share' belongs to a size to reach")
+        return self
+
+
 class ExportSection(_Section):
     """The form of the ONNX graph."""
 
@@ -124,11 +177,26 @@ class ExportSection(_Section):
     opset: Annotated[int, Field(ge=17, le=23)] | None = Field(
         None, description="ONNX opset; the target's own when null."
     )
+    trt_version: str = Field(
+        "10.3",
+        description="TensorRT on the device: 8.6, 10.MINOR or 11.MINOR; of target trt alone.",
+    )
+
+    @field_validator("trt_version")
+    @classmethod
+    def _known_version(cls, value: str) -> str:
+        if not re.fullmatch(r"8\.6|1[01](\.\d{1,2})?", value):
+            raise ValueError("a version of TensorRT is expected: 8.6, 10.MINOR or 11.MINOR")
+        return value
 
 
 class Int8Choices(_Section):
     """What a search chose for one target; a resolved recipe pins it."""
 
+    rotations: dict[str, int] = Field(
+        default_factory=dict,
+        description="By residual stream (its first LayerNorm): seed of the rotation.",
+    )
     strengths: dict[str, str] = Field(
         default_factory=dict,
         description="By LayerNorm or attention layer: off, shift, an alpha such as 0.5, 0.5+shift.",
@@ -137,6 +205,12 @@ class Int8Choices(_Section):
         default_factory=dict, description="By activation: share of its min-max range, 0..1."
     )
     kept_float: tuple[str, ...] = Field((), description="Products found too noisy for INT8.")
+    rounded: tuple[str, ...] = Field((), description="Products whose weights GPTQ rounds.")
+    attention_int8: dict[str, float] = Field(
+        default_factory=dict,
+        description="By attention layer that is INT8 throughout: the largest softmax value that "
+        "its codes reach, 0..1.",
+    )
 
 
 class Int8Section(_Section):
@@ -153,7 +227,17 @@ class Int8Section(_Section):
         description="Whether small products that carry most of the noise stay in float; at least "
         "80 % of the MACs are INT8 either way.",
     )
-    placement_seconds: float = Field(60.0, ge=0, description="Budget of that measurement.")
+    rounding: Literal["gptq", "nearest"] = Field(
+        "gptq",
+        description="How weights are rounded: so that the errors of one product's weights cancel "
+        "on calibration images, or each to the nearest code.",
+    )
+    search_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="Budget of all these measurements for one target and part; the pass over the "
+        "calibration images comes on top. What it leaves out is in the report.",
+    )
     bias_correction: bool = Field(True, description="Take off what rounding weights adds.")
     keep_float: tuple[str, ...] = Field(
         (), description="Node names, or prefixes ending in '*', that stay in float."
@@ -181,6 +265,25 @@ class MeasureSection(_Section):
     batch: int = Field(1, ge=1)
     seconds: float = Field(10.0, ge=0, le=3600, description="Budget for all artefacts; 0 skips.")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="All cores when null.")
+    search_seconds: Annotated[float, Field(ge=0, le=3600)] | None = Field(
+        None,
+        description="Budget for timing one target's candidates (of `auto`, and of INT8 with "
+        "several session settings); `seconds` when null, 0 takes the first.",
+    )
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds that timing the candidates of one target may take."""
+        return self.seconds if self.search_seconds is None else self.search_seconds
+
+
+class EngineChoice(_Section):
+    """What was fastest on one target; a resolved recipe pins it, and nothing is timed again."""
+
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    settings: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Session settings of the engine."
+    )
 
 
 class Recipe(_Section):
@@ -192,13 +295,28 @@ class Recipe(_Section):
     targets: tuple[TargetName, ...] = Field(("onnx",), min_length=1)
     calibration: CalibrationSection = CalibrationSection()
     evaluation: EvaluationSection = EvaluationSection()
+    prune: PruneSection | None = Field(None, description="Nothing is removed when null.")
     export: ExportSection = ExportSection()
     int8: Int8Section = Int8Section()
     gates: GateSection = GateSection()
     measure: MeasureSection = MeasureSection()
+    choices: dict[TargetName, EngineChoice] = Field(
+        default_factory=dict,
+        description="By target: precision and settings that an earlier run found fastest.",
+    )
     keep_reference: bool = Field(False, description="Ship the FP32 ONNX in `reference/` too.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
     output: str | None = Field(None, description="Bundle folder; ./<model>-<precision> when null.")
+
+    @model_validator(mode="after")
+    def _choices_are_of_the_precision(self) -> "Recipe":
+        for target, choice in self.choices.items():
+            if self.precision not in ("auto", choice.precision):
+                raise ValueError(
+                    f"choices.{target}.precision is '{choice.precision}', but the recipe asks for "
+                    f"'{self.precision}'; take the choice out, or ask for 'auto'"
+                )
+        return self
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -235,12 +353,10 @@ def canonical_target(name: str) -> str:
     """Return the target that `name` means.
 
     Raises:
-        ValueError: `name` is unknown, or not available in this version.
+        ValueError: `name` is unknown.
     """
     lowered = name.lower()
     lowered = TARGET_SYNONYMS.get(lowered, lowered)
-    if lowered in TARGETS_TO_COME:
-        raise ValueError(f"target '{name}' {_TO_COME}; use {', '.join(TARGET_NAMES)}")
     if lowered not in TARGET_NAMES:
         hint = suggest(lowered, TARGET_NAMES)
         raise ValueError(f"unknown target '{name}'; allowed: {', '.join(TARGET_NAMES)}.{hint}")

@@ -54,7 +54,7 @@ def test_a_switch_gives_what_quantising_that_site_alone_gives(
 def test_over_budget_measures_nothing(vit_graph: ir.Model, pixels: np.ndarray):
     feeds = [{"pixel_values": pixels}]
     result = quantize_int8(
-        vit_graph, QuantScheme(), lambda: iter(feeds), Int8Section(placement_seconds=0.0)
+        vit_graph, QuantScheme(), lambda: iter(feeds), Int8Section(search_seconds=0.0)
     )
     assert result.placement_reason == "one pass over 4 sites exceeds 0 s"
     assert result.kept_float == ()
@@ -113,7 +113,7 @@ def test_pinned_choices_repeat_a_run_without_measuring(vit_graph: ir.Model, pixe
     again = quantize_int8(
         vit_graph, QuantScheme(), lambda: iter(feeds), Int8Section(), pinned=first.choices
     )
-    assert again.candidates == 0
+    assert again.search.candidates == 0
     assert again.noise == {}
     a, b = (ir.to_proto(r.model).SerializeToString(deterministic=True) for r in (first, again))
     assert a == b

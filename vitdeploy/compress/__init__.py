@@ -5,9 +5,21 @@ test module.
 """
 
 STEPS: dict[str, str] = {
+    "prune": "vitdeploy.compress.prune",
     "int8": "vitdeploy.compress.int8",
 }
 """Name -> module."""
 
-SHARED_MODULES = ("calibrate", "smoothing", "search", "placement", "bias")
+SHARED_MODULES = (
+    "calibrate",
+    "smoothing",
+    "search",
+    "folding",
+    "rotating",
+    "placement",
+    "rounding",
+    "bias",
+    "attention_int8",
+    "budget",
+)
 """Modules of this package that are no step themselves: they measure, choose and correct."""

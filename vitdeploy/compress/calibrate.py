@@ -126,10 +126,7 @@ def collect_range_errors(
     observed = model.clone()
     values = _values_by_name(observed)
     outputs = {
-        probe.value_name: [
-            _add_error(observed, values[probe.value_name], probe, candidate, scheme)
-            for candidate in listed
-        ]
+        probe.value_name: _add_errors(observed, values[probe.value_name], probe, listed, scheme)
         for probe, listed in candidates.items()
     }
     sizes = {p.value_name: _add_size(observed, values[p.value_name], p) for p in candidates}
@@ -144,7 +141,29 @@ def collect_range_errors(
             positions[name] += float(results[sizes[name]]) / errors.shape[1]
         if progress:
             progress(images)
+    for probe, listed in candidates.items():
+        # The errors were summed in the units of the folded activation.
+        for number, candidate in enumerate(listed):
+            if candidate.scale is not None:
+                totals[probe.value_name][number] *= np.square(candidate.scale)
     return {name: total / positions[name] for name, total in totals.items()}
+
+
+def limited(batches: Batches, images: int, is_over: Callable[[], bool] = lambda: False) -> Batches:
+    """Return the same pass, ended once `images` images were read or the time is over.
+
+    One batch is read in any case.
+    """
+
+    def passes() -> Iterator[Feeds]:
+        seen = 0
+        for feeds in batches():
+            yield feeds
+            seen += len(next(iter(feeds.values())))
+            if seen >= images or is_over():
+                return
+
+    return passes
 
 
 class _Merging:
@@ -216,37 +235,53 @@ def _add_size(model: ir.Model, value: ir.Value, probe: Probe) -> str:
     return _publish(model, ir.node("Size", [value]), f"{probe.value_name}/Size", ir.DataType.INT64)
 
 
-def _add_error(
+def _add_errors(
     model: ir.Model,
     value: ir.Value,
     probe: Probe,
-    candidate: RangeCandidate,
+    candidates: Sequence[RangeCandidate],
+    scheme: QuantScheme,
+) -> list[str]:
+    """Add each candidate's error; candidates of one fold, as arrays, share its nodes."""
+    folded: dict[tuple[int, int], ir.Value] = {}
+    names = []
+    for candidate in candidates:
+        key = (id(candidate.scale), id(candidate.shift))
+        if key not in folded:
+            folded[key] = _folded(model, value, probe, candidate)
+        names.append(_add_error(model, folded[key], probe, candidate.interval, scheme))
+    return names
+
+
+def _folded(model: ir.Model, value: ir.Value, probe: Probe, candidate: RangeCandidate) -> ir.Value:
+    neutral = {"Sub": 0.0, "Div": 1.0}
+    for operator, vector in (("Sub", candidate.shift), ("Div", candidate.scale)):
+        if vector is not None and np.any(vector != neutral[operator]):
+            node = ir.node(operator, [value, _channel_vector(model, vector, probe)])
+            model.graph.append(node)
+            value = node.outputs[0]
+    return value
+
+
+def _add_error(
+    model: ir.Model,
+    folded: ir.Value,
+    probe: Probe,
+    interval: ActivationRange,
     scheme: QuantScheme,
 ) -> str:
-    """Add the fold, Q, DQ, the difference and its sum of squares; return the output's name."""
-    scale, zero_point = candidate.interval.parameters(scheme)
+    """Add Q, DQ, the difference and its sum of squares; return the output's name."""
+    scale, zero_point = interval.parameters(scheme)
     parameters = [
         add_initializer(model, "observe_scale", np.asarray(scale, np.float32)),
         add_initializer(model, "observe_zero_point", np.asarray(zero_point)),
     ]
-    folded = value
-    for operator, vector in (("Sub", candidate.shift), ("Div", candidate.scale)):
-        if vector is not None:
-            node = ir.node(operator, [folded, _channel_vector(model, vector, probe)])
-            model.graph.append(node)
-            folded = node.outputs[0]
     quantize = ir.node("QuantizeLinear", [folded, *parameters])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
     difference = ir.node("Sub", [dequantize.outputs[0], folded])
-    nodes = [quantize, dequantize, difference]
-    result = difference.outputs[0]
-    if candidate.scale is not None:
-        unfold = ir.node("Mul", [result, _channel_vector(model, candidate.scale, probe)])
-        nodes.append(unfold)
-        result = unfold.outputs[0]
-    model.graph.extend(nodes)
+    model.graph.extend([quantize, dequantize, difference])
     axes = _other_axes(model, probe)
-    total = ir.node("ReduceSumSquare", [result, axes], attributes={"keepdims": 0})
+    total = ir.node("ReduceSumSquare", [difference.outputs[0], axes], attributes={"keepdims": 0})
     return _publish(model, total, f"{probe.value_name}/error_{len(model.graph.outputs)}")
 
 

@@ -5,6 +5,7 @@ weights, per-tensor activations; LayerNorm, Softmax, GELU, residual Adds, relati
 positions and attention's products of two activations stay in float.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -12,20 +13,36 @@ from fnmatch import fnmatch
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.compress.bias import correct_bias_
-from vitdeploy.compress.calibrate import Batches, ChannelStatistics, Probe, collect_statistics
-from vitdeploy.compress.placement import (
-    Placement,
-    Quantization,
-    measure_placement,
+from vitdeploy.compress.attention_int8 import (
+    ATTENTION_SHARE,
+    AttentionInt8,
+    AttentionRequest,
+    quantize_attention_,
 )
-from vitdeploy.compress.search import Found, SearchInput, search
+from vitdeploy.compress.bias import correct_bias_
+from vitdeploy.compress.budget import Budget
+from vitdeploy.compress.calibrate import Batches
+from vitdeploy.compress.folding import (
+    FoldedModel,
+    Statistics,
+    folded_model,
+    measure_activations,
+)
+from vitdeploy.compress.placement import Placement, measure_placement
+from vitdeploy.compress.rotating import Rotated, choose_rotations, rotate_
+from vitdeploy.compress.rounding import Grid, round_weights
+from vitdeploy.compress.search import FoldRequest, Found
 from vitdeploy.errors import CompressionError, suggest
+from vitdeploy.graph.cleanup import annotate_shapes_
 from vitdeploy.graph.gemm import matmul_from_gemm_
+from vitdeploy.graph.packed_qkv import split_qkv_
 from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
-from vitdeploy.graph.qdq import QuantScheme, insert_qdq_, quantize_weight
+from vitdeploy.graph.qdq import QuantizedWeight, QuantScheme, insert_qdq_
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int8Choices, Int8Section
+
+PLACEMENT_SHARE = 0.6
+"""Of what the budget has left when it comes to which products stay in float."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,18 @@ class FoldRecord:
     strength: str
     """`off`, `shift`, an alpha, or an alpha with `+shift`; `refused` where no fold applies."""
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What the choices cost."""
+
+    seconds: float = 0.0
+    """Without the pass over all calibration images."""
+    candidates: int = 0
+    """How many rotations, and combinations of fold strength and range, were measured on images."""
+    skipped: tuple[str, ...] = ()
+    """What the budget did not allow."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +86,9 @@ class Int8Result:
     """By site: squared output error over squared output with that site alone in INT8."""
     placement_reason: str | None = None
     """Why `noise` was not measured, where it was not."""
-    candidates: int = 0
-    """How many combinations of fold strength and range were measured on images."""
+    attention: AttentionInt8 = field(default_factory=AttentionInt8)
+    """Which attention is INT8 throughout, and why other attention is not."""
+    search: SearchCost = field(default_factory=SearchCost)
 
 
 def quantize_int8(
@@ -83,85 +113,152 @@ def quantize_int8(
         CompressionError: nothing to quantise, a name in `keep_float` or `pinned` that fits no
             node, no images, NaN activations or weights.
     """
+    copy = _prepared(model, scheme)
+    every = find_weight_sites(copy)
+    _require_sound(every)
+    budget = Budget(options.search_seconds if pinned is None else math.inf)
+    names = frozenset(site.name for site in _selected(every, options.keep_float))
+    request = FoldRequest(names, scheme, options, budget, pinned)
+    rotated, statistics = _rotated_(copy, request, batches, progress)
+    folded = folded_model(copy, request, batches, statistics)
+    placement = _placement(folded, request, batches, rotated.kept_float)
+    kept = set(placement.kept_float)
+    chosen = [name for name in folded.quantization.weights if name not in kept]
+    rounded = _rounded(folded, chosen, request, batches)
+    quantized = _quantized_model(folded, chosen, rounded, corrects_bias=options.bias_correction)
+    attention = AttentionInt8()
+    if scheme.most_int8_attention_tokens:
+        known = None if pinned is None else pinned.attention_int8
+        seconds = max(budget.left, ATTENTION_SHARE * options.search_seconds)
+        attention = quantize_attention_(
+            quantized,
+            AttentionRequest(model, folded.model, scheme, batches, seconds, known),
+        )
+    found = folded.found
+    return Int8Result(
+        model=quantized,
+        quantized=tuple(chosen),
+        kept_float=tuple(site.name for site in every if site.name not in chosen),
+        int8_macs_percent=100.0
+        * sum(folded.macs[name] for name in chosen)
+        / sum(folded.macs.values()),
+        folds=_records(found, rotated),
+        choices=found.choices.model_copy(
+            update={
+                "rotations": rotated.seeds,
+                "kept_float": placement.kept_float,
+                "attention_int8": dict(attention.ceilings),
+                "rounded": tuple(rounded),
+            }
+        ),
+        noise=placement.noise,
+        placement_reason=placement.reason,
+        attention=attention,
+        search=SearchCost(
+            budget.spent, rotated.candidates + found.candidates, tuple(budget.skipped)
+        ),
+    )
+
+
+def _prepared(model: ir.Model, scheme: QuantScheme) -> ir.Model:
+    """Return a copy whose products are of the kinds that `scheme` has INT8 for."""
     copy = model.clone()
     matmul_from_gemm_(copy)
     if scheme.pointwise_convs_as_matmul:
         matmul_from_pointwise_conv_(copy)
-    every = find_weight_sites(copy)
-    if not every:
-        raise CompressionError(
-            "the graph has no MatMul, Gemm or Conv with constant weights, so INT8 has "
-            "nothing to quantise; use --precision fp32 or fp16."
-        )
-    _require_finite(every)
-    sites = _selected(every, options.keep_float)
-    statistics = collect_statistics(copy, _probes(every, scheme), batches, progress)
-    sites = [s for s in sites if _gains(s, scheme, statistics)] or sites
-    macs = {s.name: s.macs_per_position() * _positions(s, statistics) for s in every}
-    found = search(SearchInput(copy, sites, statistics, scheme, batches, options, pinned))
-    for group, strength in found.folds:
-        group.apply_(copy, strength.scale, strength.shift)
-    chosen = {site.name for site in sites}
-    sites = [site for site in find_weight_sites(copy) if site.name in chosen]
-    weights = {
-        site.name: quantize_weight(array_of(site.weight), site.output_axis, scheme.weight_bits)
-        for site in sites
-    }
-    quantization = Quantization(found.ranges, weights, scheme)
-    placement = _placement(copy, quantization, macs, batches, (options, pinned))
-    sites = [site for site in sites if site.name not in placement.kept_float]
-    if options.bias_correction:
-        for site in sites:
-            correct_bias_(copy, site, weights[site.name], found.means[site.name])
-    insert_qdq_(copy, sites, found.ranges, scheme, weights)
-    chosen = {site.name for site in sites}
-    total = sum(macs.values())
-    return Int8Result(
-        model=copy,
-        quantized=tuple(site.name for site in sites),
-        kept_float=tuple(site.name for site in every if site.name not in chosen),
-        int8_macs_percent=100.0 * sum(macs[name] for name in chosen) / total,
-        folds=_records(found),
-        choices=found.choices.model_copy(update={"kept_float": placement.kept_float}),
-        noise=placement.noise,
-        placement_reason=placement.reason,
-        candidates=found.candidates,
-    )
+    if scheme.splits_qkv:
+        split_qkv_(copy)
+        annotate_shapes_(copy)
+    return copy
+
+
+def _rotated_(
+    model: ir.Model,
+    request: FoldRequest,
+    batches: Batches,
+    progress: Callable[[int], None] | None,
+) -> tuple[Rotated, Statistics]:
+    """Rotate streams in place, as pinned or as measured; return them and the statistics then."""
+
+    def measure() -> Statistics:
+        with request.budget.paused():
+            return measure_activations(model, batches, request.budget, progress)
+
+    def fold(candidate: ir.Model, few: Batches) -> FoldedModel:
+        own = statistics
+        if candidate is not model:
+            own = measure_activations(candidate, few, request.budget)
+        return folded_model(candidate, request, few, own)
+
+    if request.pinned is not None:
+        rotate_(model, request.pinned.rotations)
+        return Rotated(request.pinned.rotations), measure()
+    statistics = measure()
+    if request.options.folds == "off":
+        return Rotated({}), statistics
+    rotated = choose_rotations(model, fold, batches, request.budget)
+    if rotated.seeds:
+        rotate_(model, rotated.seeds)
+        statistics = measure()
+    return rotated, statistics
 
 
 def _placement(
-    model: ir.Model,
-    quantization: Quantization,
-    macs: Mapping[str, float],
-    batches: Batches,
-    asked: tuple[Int8Section, Int8Choices | None],
+    folded: FoldedModel, request: FoldRequest, batches: Batches, proposed: tuple[str, ...]
 ) -> Placement:
     """Return which sites stay in float: as pinned, as measured, or none."""
-    options, pinned = asked
-    if pinned is not None:
-        return Placement({}, pinned.kept_float, "pinned by the recipe")
-    if options.placement == "all":
+    if request.pinned is not None:
+        return Placement({}, request.pinned.kept_float, "pinned by the recipe")
+    if request.options.placement == "all":
         return Placement({}, (), "the recipe asks for every product in INT8")
-    return measure_placement(model, quantization, macs, batches, options.placement_seconds)
+    seconds = PLACEMENT_SHARE * request.budget.left
+    found = measure_placement(
+        folded.model, folded.quantization, folded.macs, batches, seconds, proposed
+    )
+    if found.reason is not None:
+        request.budget.skipped.append("which products are too noisy for INT8")
+    return found
 
 
-def _records(found: Found) -> tuple[FoldRecord, ...]:
+def _rounded(
+    folded: FoldedModel, names: Sequence[str], request: FoldRequest, batches: Batches
+) -> dict[str, QuantizedWeight]:
+    """Return by product the codes that GPTQ rounds better than to nearest."""
+    wanted = set(names if request.pinned is None else request.pinned.rounded) & set(names)
+    if request.options.rounding == "nearest" or not wanted:
+        return {}
+    sites = [site for site in find_weight_sites(folded.model) if site.name in wanted]
+    grid = Grid(request.scheme.weight_bits)
+    return round_weights(folded.model, sites, batches, grid, request.budget)
+
+
+def _quantized_model(
+    folded: FoldedModel,
+    names: Sequence[str],
+    rounded: Mapping[str, QuantizedWeight],
+    *,
+    corrects_bias: bool,
+) -> ir.Model:
+    """Return a copy with Q/DQ around the named products."""
+    copy = folded.model.clone()
+    weights = {**folded.quantization.weights, **rounded}
+    sites = [site for site in find_weight_sites(copy) if site.name in set(names)]
+    if corrects_bias:
+        for site in sites:
+            correct_bias_(copy, site, weights[site.name], folded.found.means[site.name])
+    insert_qdq_(copy, sites, folded.found.ranges, folded.quantization.scheme, weights)
+    return copy
+
+
+def _records(found: Found, rotated: Rotated) -> tuple[FoldRecord, ...]:
+    turned = [FoldRecord(n, "rotation", f"seed {seed}") for n, seed in rotated.seeds.items()]
     folds = {group.name: group.fold for group, _ in found.folds}
     chosen = [
         FoldRecord(name, folds.get(name, "-"), label)
         for name, label in found.choices.strengths.items()
     ]
     refused = [FoldRecord(r.name, r.fold, "refused", r.reason) for r in found.refusals]
-    return (*chosen, *refused)
-
-
-def _gains(
-    site: WeightSite, scheme: QuantScheme, statistics: Mapping[str, ChannelStatistics]
-) -> bool:
-    """Return whether the runtime of `scheme` gains from `site` in INT8."""
-    if site.groups > 1 and not scheme.quantizes_grouped_convs:
-        return False
-    return scheme.quantizes_single_rows or _positions(site, statistics) > 1
+    return (*turned, *chosen, *refused)
 
 
 def _selected(sites: Sequence[WeightSite], keep_float: Sequence[str]) -> list[WeightSite]:
@@ -180,34 +277,15 @@ def _selected(sites: Sequence[WeightSite], keep_float: Sequence[str]) -> list[We
     return selected
 
 
-def _require_finite(sites: Sequence[WeightSite]) -> None:
+def _require_sound(sites: Sequence[WeightSite]) -> None:
+    if not sites:
+        raise CompressionError(
+            "the graph has no MatMul, Gemm or Conv with constant weights, so INT8 has "
+            "nothing to quantise; use --precision fp32 or fp16."
+        )
     for site in sites:
         if not np.isfinite(array_of(site.weight)).all():
             raise CompressionError(
                 f"weight '{site.weight.name}' of '{site.name}' holds NaN or infinity; "
                 "the checkpoint is damaged."
             )
-
-
-def _probes(sites: Sequence[WeightSite], scheme: QuantScheme) -> list[Probe]:
-    probes: dict[str, Probe] = {}
-    for site in sites:
-        name = str(site.activation.name)
-        try:
-            rank = site.activation_rank
-        except ValueError as error:
-            raise CompressionError(
-                f"{error}, so its channels cannot be told; run onnx.shape_inference on the file."
-            ) from error
-        probes[name] = Probe(name, site.channel_axis, rank)
-        if site.kind == "Conv":
-            output = str(site.node.outputs[0].name)
-            probes.setdefault(output, Probe(output, 1, rank))
-    return list(probes.values())
-
-
-def _positions(site: WeightSite, statistics: Mapping[str, ChannelStatistics]) -> float:
-    """Return tokens or output pixels per image, the factor of the MACs."""
-    if site.kind == "Conv":
-        return statistics[str(site.node.outputs[0].name)].positions
-    return statistics[str(site.activation.name)].positions

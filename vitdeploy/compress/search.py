@@ -5,19 +5,21 @@ own scheme, inside the graph; the one whose rounding does least harm behind the 
 What is quantised at all is decided in `int8`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import (
     Batches,
     ChannelStatistics,
     Probe,
     RangeCandidate,
     collect_range_errors,
+    limited,
 )
 from vitdeploy.compress.smoothing import (
     FoldGroup,
@@ -32,14 +34,33 @@ from vitdeploy.errors import CompressionError
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme
 from vitdeploy.graph.sites import WeightSite, kernel_matrix
 from vitdeploy.recipe import Int8Choices, Int8Section
-from vitdeploy.runner import Feeds
 
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 """Shares of the min-max range that are tried."""
 MEASURED_STRENGTHS = 3
 """How many fold strengths, best estimates first, are measured on images; no fold is one more."""
 SEARCH_IMAGES = 64
-"""Calibration images the search reads; ranges need all, error sums do not."""
+"""Calibration images the search reads at most; ranges need all, error sums do not."""
+SEARCH_TOKENS = 8192
+"""Tokens after which error sums have settled, at the activation that has fewest an image (on
+FastViT, 16 images instead of 64 cost 3.4 dB); 16 images are read in any case."""
+_LEAST_IMAGES = 16
+_BUDGET_SHARE = 0.5
+_IMAGE_COST = 3.0
+"""What an image costs the search, in passes of the FP32 graph."""
+
+
+@dataclass(frozen=True)
+class FoldRequest:
+    """What is to be quantised, and how it is searched."""
+
+    names: frozenset[str]
+    """Products that the recipe lets be quantised."""
+    scheme: QuantScheme
+    options: Int8Section
+    budget: Budget
+    pinned: Int8Choices | None = None
+    """Choices of an earlier run; nothing is measured then."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +73,9 @@ class SearchInput:
     """The products that will be quantised."""
     statistics: Mapping[str, ChannelStatistics]
     """By activation name, over all calibration images."""
-    scheme: QuantScheme
     batches: Batches
-    options: Int8Section
-    pinned: Int8Choices | None = None
-    """Choices of an earlier run; nothing is measured then."""
+    request: FoldRequest
+    """Half of what its budget has left may be spent; with nothing left, estimates choose."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +102,23 @@ def search(given: SearchInput) -> Found:
     """
     groups: list[FoldGroup] = []
     refusals: list[Refusal] = []
-    if given.options.folds == "search":
+    if given.request.options.folds == "search":
         groups, refusals = find_groups(given.model, given.sites)
-    ratios = CLIP_RATIOS if given.options.clip == "mse" else (1.0,)
-    if given.pinned is not None:
-        return _from_pins(given, groups, refusals, given.pinned)
+        if given.request.scheme.most_int8_attention_tokens:
+            # A quantised softmax does not sum to one, which a shift of the values relies on.
+            groups = [replace(g, can_shift=g.can_shift and g.fold != "value_scale") for g in groups]
+    ratios = CLIP_RATIOS if given.request.options.clip == "mse" else (1.0,)
+    if given.request.pinned is not None:
+        return _from_pins(given, groups, refusals, given.request.pinned)
     options = {group.name: _shortlist(group, given) for group in groups}
+    budget = given.request.budget
+    if not budget.affords(_IMAGE_COST * budget.image_seconds, "measuring folds and ranges"):
+        return _estimated(given, groups, refusals, options)
     grid = _candidates(given, groups, options, ratios)
     listed = {probe: [c for row in rows for c in row] for probe, rows in grid.items()}
-    errors = collect_range_errors(given.model, listed, given.scheme, _limited(given.batches))
+    is_over = budget.until(_BUDGET_SHARE)
+    batches = limited(given.batches, _images_needed(given), is_over)
+    errors = collect_range_errors(given.model, listed, given.request.scheme, batches)
     costs = _costs(given.sites, grid, errors)
     chosen = {group.name: _best(group, options[group.name], costs, given) for group in groups}
     clips = _best_clips(given, groups, options, chosen, costs, ratios)
@@ -99,6 +126,26 @@ def search(given: SearchInput) -> Found:
     choices = Int8Choices(strengths=labels, clips=clips)
     count = sum(len(candidates) for candidates in listed.values())
     return _found(given, groups, refusals, chosen, choices, count)
+
+
+def _images_needed(given: SearchInput) -> int:
+    # A classifier's single row is no measure of how much there is to see.
+    several = [own.positions for own in given.statistics.values() if own.positions > 1]
+    tokens = min(several, default=1.0)
+    return max(_LEAST_IMAGES, min(SEARCH_IMAGES, int(SEARCH_TOKENS / tokens)))
+
+
+def _estimated(
+    given: SearchInput,
+    groups: list[FoldGroup],
+    refusals: list[Refusal],
+    options: Mapping[str, Sequence[Strength]],
+) -> Found:
+    """Return the best estimates, unclipped: nothing is measured."""
+    # Without a better estimate than no fold, that is the only option.
+    chosen = {name: listed[min(1, len(listed) - 1)] for name, listed in options.items()}
+    labels = {name: strength.label for name, strength in chosen.items()}
+    return _found(given, groups, refusals, chosen, Int8Choices(strengths=labels), 0)
 
 
 def _from_pins(
@@ -153,7 +200,7 @@ def _found(
 
 def _shortlist(group: FoldGroup, given: SearchInput) -> list[Strength]:
     """Return no fold and the best estimates."""
-    ranked = strengths(group, given.statistics, given.scheme)
+    ranked = strengths(group, given.statistics, given.request.scheme)
     off = next(candidate for candidate in ranked if candidate.label == "off")
     better = list(takewhile(lambda candidate: candidate is not off, ranked))
     return [off, *better[:MEASURED_STRENGTHS]]
@@ -221,7 +268,7 @@ def _best(
     activations = {str(reader.site.activation.name) for reader in group.readers}
     totals = [
         sum(float(costs[name][number].min()) for name in sorted(activations))
-        + weight_error(group, strength, given.statistics, given.scheme)
+        + weight_error(group, strength, given.statistics, given.request.scheme)
         for number, strength in enumerate(options)
     ]
     return options[int(np.argmin(totals))]
@@ -248,17 +295,3 @@ def _probe(site: WeightSite) -> Probe:
 
 def _shrunk(interval: ActivationRange, ratio: float) -> ActivationRange:
     return ActivationRange(interval.low * ratio, interval.high * ratio)
-
-
-def _limited(batches: Batches) -> Batches:
-    """Return the same pass, ended after `SEARCH_IMAGES` images."""
-
-    def passes() -> Iterator[Feeds]:
-        seen = 0
-        for feeds in batches():
-            if seen >= SEARCH_IMAGES:
-                return
-            seen += len(next(iter(feeds.values())))
-            yield feeds
-
-    return passes

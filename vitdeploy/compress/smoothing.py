@@ -272,7 +272,7 @@ def _apply_value_(
     scale: np.ndarray,
     shift: np.ndarray,
 ) -> None:
-    # Softmax stays in float in every scheme here, so its rows sum to one and a shift is exact.
+    # `search` shifts no values where the softmax may be quantised, so that rows sum to one here.
     value_scale.apply_(
         model, site, scale.reshape(shape), shift.reshape(shape), softmax_is_float=True
     )

@@ -1,15 +1,18 @@
 """The FP32 graph a bundle's artefact was made from: kept in the bundle, or made again."""
 
+from typing import cast
+
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.bundle import Artifact, Bundle, read_golden
+from vitdeploy.compress.rotating import rotate_
 from vitdeploy.documents import REFERENCE
-from vitdeploy.errors import DataError, UnsupportedError, VitdeployError
+from vitdeploy.errors import CompressionError, DataError, UnsupportedError, VitdeployError
 from vitdeploy.models import load
 from vitdeploy.onnx_export import PARITY_TOLERANCE, onnx_from_part
 from vitdeploy.pipeline import load_options, with_fixed_batch
-from vitdeploy.recipe import recipe_from_yaml
+from vitdeploy.recipe import TargetName, recipe_from_yaml
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
 from vitdeploy.targets.onnx import runner_from_model
@@ -50,6 +53,26 @@ def reference_graph(bundle: Bundle, artifact: Artifact) -> ir.Model:
             f"'{bundle.path.name}' has no FP32 graph, and the model its recipe names is another "
             f"one by now (outputs differ by {difference:.2g} of their RMS). {_ADVICE}"
         )
+    return model
+
+
+def rotated_as(artifact: Artifact, bundle: Bundle, reference: ir.Model) -> ir.Model:
+    """Return the FP32 graph in the coordinates of the artefact's residual streams.
+
+    INT8 may rotate whole streams; the function stays, the activations between do not compare. The
+    bundle's recipe tells which were rotated.
+
+    Raises:
+        DataError: the recipe names a stream that the graph does not have.
+    """
+    recipe = recipe_from_yaml(bundle.path / "recipe.yaml")
+    choices = recipe.int8.choices.get(cast("TargetName", artifact.target))
+    model = reference.clone()
+    if choices is not None:
+        try:
+            rotate_(model, choices.rotations)
+        except CompressionError as error:
+            raise DataError(f"'{bundle.path.name}' is not of one run: {error}") from error
     return model
 
 

@@ -36,6 +36,19 @@ class QuantScheme:
     quantizes_single_rows: bool = True
     """Whether products of one row per image (classifier heads) gain from INT8. ONNX Runtime
     fuses such a MatMul with its bias into a float Gemm before it looks for INT8."""
+    least_conv_channels: int = 0
+    """Convolutions with fewer input or output channels gain nothing from INT8."""
+    splits_qkv: bool = False
+    """Whether packed query-key-value layers are split: per-channel scales on a packed weight make
+    TensorRT dequantise it."""
+    most_int8_attention_tokens: int = 0
+    """Attention of at most so many tokens may be INT8 throughout; 0 leaves all attention in float.
+    TensorRT has no fused INT8 kernel for more than 512."""
+    int8_attention_head_dims: tuple[int, ...] = ()
+    """Channels of a head for which it has one; any where empty."""
+    packs_attention: bool = False
+    """Whether q, k and v of INT8 attention are quantised together, where their one layer gives
+    them, in one symmetric range: on OpenVINO three quantisers cost more than INT8 saves."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def insert_qdq_(
     for site in sites:
         key = str(site.activation.name)
         if key not in activations:
-            activations[key] = _pair_after(
+            activations[key] = insert_pair_(
                 model, site.activation, ranges[key], scheme, before=site.node
             )
         weight_key = (str(site.weight.name), site.output_axis)
@@ -132,13 +145,14 @@ def insert_qdq_(
     model.graph.sort()
 
 
-def _pair_after(
+def insert_pair_(
     model: ir.Model,
     value: ir.Value,
     interval: ActivationRange,
     scheme: QuantScheme,
     before: ir.Node,
 ) -> ir.Value:
+    """Put Q and DQ after an activation, in graph order before a node; return what DQ gives."""
     scale, zero_point = interval.parameters(scheme)
     name = str(value.name)
     scale_value = add_initializer(model, f"{name}_scale", np.asarray(scale, np.float32))
@@ -189,7 +203,7 @@ def _quantize_output(
     consumers = list(output.uses())
     if output in model.graph.outputs or not consumers:
         return
-    dequantized = _pair_after(model, output, ranges[name], scheme, before=consumers[0].node)
+    dequantized = insert_pair_(model, output, ranges[name], scheme, before=consumers[0].node)
     activations[name] = dequantized
     for use in consumers:
         use.node.replace_input_with(use.idx, dequantized)

@@ -1,0 +1,327 @@
+"""INT8 attention: which sites, with which ranges.
+
+Products of two activations gain speed only where a runtime fuses the whole attention, which
+TensorRT does. Ranges of q, k and v are the extremes over calibration images (a clip search gained
+0.04 dB on Swin). Nearly all noise is the softmax's, whose few large values share 127 codes with
+many small ones, so its largest code is searched. Each site is measured alone at the model's
+output, and the quietest are taken while their noise stays small.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.compress.calibrate import (
+    Batches,
+    Probe,
+    RangeCandidate,
+    collect_range_errors,
+    collect_statistics,
+)
+from vitdeploy.compress.placement import relative_noise
+from vitdeploy.errors import CompressionError, suggest
+from vitdeploy.graph.attention import AttentionGraphSite, find_attention
+from vitdeploy.graph.attention_qdq import (
+    insert_attention_qdq_,
+    is_packable,
+    operands,
+    tokens_of,
+)
+from vitdeploy.graph.qdq import ActivationRange, QuantScheme
+from vitdeploy.graph.sites import add_initializer
+from vitdeploy.runner import Feeds, Outputs
+
+ATTENTION_SHARE = 0.15
+"""Of the search's whole budget; comes on top where nothing else left that much."""
+NOISE_BESIDE_PRODUCTS = 0.5
+"""Attention in INT8 may add this share of the noise that the INT8 products make (1.8 dB)."""
+SMALL_NOISE = 2.5e-4
+"""Or this much where q, k and v are not packed (TensorRT, which gains more by it): at 36 dB the
+small trained models (ViT, Swin, FastViT) agree on 99 % of images."""
+CEILINGS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of the largest softmax value seen that are tried as the largest code."""
+_IMAGES = 16
+_CEILING_IMAGES = 4
+"""A softmax over many tokens is large, and every share tried passes over it again."""
+_RUNS_TOGETHER = 4
+"""Of one image: the reference, the INT8 products, attention in float, all attention in INT8."""
+_GATES = "vitdeploy_attention_gates"
+
+
+@dataclass(frozen=True)
+class AttentionRequest:
+    """What the choice needs to know."""
+
+    original: ir.Model
+    """The FP32 model as it came, which is the reference."""
+    folded: ir.Model
+    """FP32 graph of the nodes and names of the quantised one."""
+    scheme: QuantScheme
+    batches: Batches
+    budget_seconds: float
+    pinned: Mapping[str, float] | None = None
+    """Sites and softmax ceilings that an earlier run chose; nothing is searched then."""
+
+
+@dataclass(frozen=True)
+class AttentionInt8:
+    """What was chosen."""
+
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    """By site that is INT8 throughout: the largest softmax value that its codes reach."""
+    kept_float: tuple[tuple[str, str], ...] = ()
+    """(site, reason)."""
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """By site measured: squared output error over squared output, that site alone in INT8."""
+
+
+def quantize_attention_(quantized: ir.Model, request: AttentionRequest) -> AttentionInt8:
+    """Quantise attention in place, in a graph whose other products are quantised already.
+
+    Raises:
+        CompressionError: a pinned name that fits no site.
+    """
+    sites, kept = _eligible(quantized, request)
+    if request.pinned is not None:
+        sites = _pinned(sites, request.pinned)
+    if not sites:
+        return AttentionInt8(kept_float=tuple(kept))
+    images = spread(request.batches, _IMAGES)
+    request = replace(request, batches=lambda: images)
+    ceilings = request.pinned or _ceilings(sites, request)
+    ranges = _ranges(sites, ceilings, request)
+    noise: dict[str, float] = {}
+    chosen = [site.name for site in sites]
+    if request.pinned is None:
+        measured = _measure(sites, ranges, quantized, request)
+        if measured is None:
+            reason = f"measuring its noise would take more than {request.budget_seconds:g} s"
+            return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
+        noise, chosen = measured
+    insert_attention_qdq_(
+        quantized, [site for site in sites if site.name in chosen], ranges, request.scheme
+    )
+    kept += [(s.name, "its noise is out of proportion") for s in sites if s.name not in chosen]
+    return AttentionInt8({name: ceilings[name] for name in chosen}, tuple(kept), noise)
+
+
+def quietest(
+    noise: Mapping[str, float], spare: float, noise_of: Callable[[Sequence[str]], float]
+) -> list[str]:
+    """Return the largest set of quiet sites whose noise together is at most `spare`.
+
+    Args:
+        noise: of each site alone.
+        spare: of all together.
+        noise_of: measures a set, for noises do not simply add up.
+    """
+    ranked = sorted(noise, key=lambda name: noise[name])
+    while ranked and (sum(noise[n] for n in ranked) > 4 * spare or noise_of(ranked) > spare):
+        ranked.pop()
+    return [name for name in noise if name in ranked]
+
+
+def _eligible(
+    quantized: ir.Model, request: AttentionRequest
+) -> tuple[list[AttentionGraphSite], list[tuple[str, str]]]:
+    """Return the sites that the runtime fuses in INT8, and (name, reason) of the others."""
+    nodes = {str(node.name): node for node in quantized.graph}
+    sites, others = [], []
+    for site in find_attention(request.folded):
+        reason = _unfused_reason(site, nodes, request.scheme)
+        if reason is None:
+            sites.append(site)
+        else:
+            others.append((site.name, reason))
+    return sites, others
+
+
+def _unfused_reason(
+    site: AttentionGraphSite, nodes: Mapping[str, ir.Node], scheme: QuantScheme
+) -> str | None:
+    """Return why INT8 attention would fall apart into many kernels here, or None."""
+    tokens, limit = tokens_of(site), scheme.most_int8_attention_tokens
+    if tokens is None:
+        return "the graph does not tell its number of tokens"
+    if tokens > limit:
+        return f"{tokens} tokens, and INT8 attention fuses up to {limit}"
+    if scheme.packs_attention:
+        if not is_packable(site):
+            return "q, k and v do not reach their products as one layer gives them"
+        return (
+            "it has a bias, behind which INT8 attention is no faster" if site.bias_nodes else None
+        )
+    if scheme.int8_attention_head_dims and site.head_dim not in scheme.int8_attention_head_dims:
+        allowed = ", ".join(map(str, scheme.int8_attention_head_dims))
+        return f"heads of {site.head_dim} channels, and INT8 attention fuses with {allowed}"
+    if site.output is None:
+        return "no single layer reads its result"
+    read = nodes[site.output.name].inputs[0]
+    maker = read.producer() if read is not None else None
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return "the layer after it is float, and INT8 attention fuses only before an INT8 one"
+    return None
+
+
+def _pinned(
+    sites: Sequence[AttentionGraphSite], names: Mapping[str, float]
+) -> list[AttentionGraphSite]:
+    known = {site.name: site for site in sites}
+    for name in names:
+        if name not in known:
+            raise CompressionError(
+                f"int8.choices name the attention '{name}', which this graph does not have or "
+                "which cannot be INT8; remove int8.choices from the recipe to search again."
+                f"{suggest(name, known)}"
+            )
+    return [known[name] for name in names]
+
+
+def _ceilings(sites: Sequence[AttentionGraphSite], request: AttentionRequest) -> dict[str, float]:
+    """Return by site the softmax value to end the codes at, for the least error."""
+    probes = {site.name: _probes(site, request.scheme)[-1] for site in sites}
+    seen = collect_statistics(request.folded, list(probes.values()), request.batches)
+    tops = {name: seen[probe.value_name].range.high for name, probe in probes.items()}
+    candidates = {
+        probe: [RangeCandidate(ActivationRange(0.0, tops[name] * share)) for share in CEILINGS]
+        for name, probe in probes.items()
+    }
+    few = _first(request.batches(), _CEILING_IMAGES)
+    errors = collect_range_errors(request.folded, candidates, request.scheme, lambda: few)
+    return {
+        name: tops[name] * CEILINGS[int(np.argmin(errors[probe.value_name].sum(axis=1)))]
+        for name, probe in probes.items()
+    }
+
+
+def _ranges(
+    sites: Sequence[AttentionGraphSite],
+    ceilings: Mapping[str, float],
+    request: AttentionRequest,
+) -> dict[str, ActivationRange]:
+    """Return the ranges of all operands by value name."""
+    probes = [probe for site in sites for probe in _probes(site, request.scheme)[:-1]]
+    unique = {probe.value_name: probe for probe in probes}
+    statistics = collect_statistics(request.folded, list(unique.values()), request.batches)
+    ranges = {name: found.range for name, found in statistics.items()}
+    for site in sites:
+        weights = _probes(site, request.scheme)[-1].value_name
+        ranges[weights] = ActivationRange(0.0, ceilings[site.name])
+    return ranges
+
+
+def _probes(site: AttentionGraphSite, scheme: QuantScheme) -> list[Probe]:
+    """Return a probe of each of the site's `operands`."""
+    values = [node.inputs[index] for node, index in operands(site, scheme)]
+    return [
+        Probe(str(v.name), -1, len(v.shape) if v.shape is not None else 4)
+        for v in values
+        if v is not None
+    ]
+
+
+def _measure(
+    sites: Sequence[AttentionGraphSite],
+    ranges: Mapping[str, ActivationRange],
+    quantized: ir.Model,
+    request: AttentionRequest,
+) -> tuple[dict[str, float], list[str]] | None:
+    """Return each site's noise and the sites to quantise; None where there is no time."""
+    from vitdeploy.targets.onnx import runner_from_model
+
+    names = [site.name for site in sites]
+    switched = _with_switches(request.folded, sites, ranges, request.scheme)
+    products, pass_seconds = 0.0, 0.0
+    read: list[tuple[Feeds, Outputs]] = []
+    # Optimised away otherwise: the Q/DQ pairs and the switches are meant to be computed.
+    settings = {"session.disable_quant_qdq": "1"}
+    with (
+        runner_from_model(request.original) as reference,
+        runner_from_model(quantized, settings=settings) as int8,
+        runner_from_model(switched, settings=settings) as runner,
+    ):
+        for feeds in request.batches():
+            start = time.perf_counter()
+            off = runner({**feeds, _GATES: np.zeros(len(names), bool)})
+            # Enough for all sites at once; each alone is measured only where that is too noisy.
+            pass_seconds = (time.perf_counter() - start) * (1 + len(read))
+            if pass_seconds * _RUNS_TOGETHER > request.budget_seconds and not read:
+                return None
+            if pass_seconds * (len(names) + _RUNS_TOGETHER) > request.budget_seconds and read:
+                break
+            products += relative_noise(reference(feeds), int8(feeds))
+            read.append((feeds, off))
+
+        def noise_of(chosen: Sequence[str]) -> float:
+            gates = np.asarray([name in chosen for name in names])
+            rows = [relative_noise(off, runner({**f, _GATES: gates})) for f, off in read]
+            return sum(rows) / len(read)
+
+        spare = NOISE_BESIDE_PRODUCTS * products / len(read)
+        if not request.scheme.packs_attention:
+            spare = max(spare, SMALL_NOISE)
+        if noise_of(names) <= spare:
+            return {}, names
+        if pass_seconds * (len(names) + _RUNS_TOGETHER) > request.budget_seconds:
+            return None
+        noise = {name: noise_of([name]) for name in names}
+        return noise, quietest(noise, spare, noise_of)
+
+
+def _with_switches(
+    model: ir.Model,
+    sites: Sequence[AttentionGraphSite],
+    ranges: Mapping[str, ActivationRange],
+    scheme: QuantScheme,
+) -> ir.Model:
+    """Return a copy in which a bool input (sites,) switches each site to INT8."""
+    copy = model.clone()
+    nodes = {str(node.name): node for node in copy.graph}
+    places = [
+        [(nodes[str(n.name)], index) for n, index in operands(site, scheme)] for site in sites
+    ]
+    before = [[node.inputs[index] for node, index in listed] for listed in places]
+    insert_attention_qdq_(copy, sites, ranges, scheme)
+    gates = ir.Value(
+        name=_GATES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(sites)])
+    )
+    copy.graph.inputs.append(gates)
+    for number, listed in enumerate(places):
+        index = add_initializer(copy, f"{_GATES}_index", np.asarray(number))
+        gate = ir.node("Gather", [gates, index])
+        copy.graph.append(gate)
+        for (node, position), value in zip(listed, before[number], strict=True):
+            switch = ir.node("Where", [gate.outputs[0], node.inputs[position], value])
+            copy.graph.append(switch)
+            node.replace_input_with(position, switch.outputs[0])
+    copy.graph.sort()
+    return copy
+
+
+def _first(batches: Iterable[Feeds], images: int) -> list[Feeds]:
+    """Return the first batches, of `images` images at least where there are as many."""
+    kept: list[Feeds] = []
+    for feeds in batches:
+        kept.append(feeds)
+        if sum(len(next(iter(f.values()))) for f in kept) >= images:
+            break
+    return kept
+
+
+def spread(batches: Batches, images: int) -> list[Feeds]:
+    """Return batches of at least `images` images in all, evenly spread over the whole pass.
+
+    The first images of a folder are all of one class. At most twice as many are kept.
+    """
+    kept: list[Feeds] = []
+    stride = 1
+    for number, feeds in enumerate(batches()):
+        if number % stride:
+            continue
+        kept.append(feeds)
+        if sum(len(next(iter(f.values()))) for f in kept) >= 2 * images and len(kept) > 1:
+            kept, stride = kept[::2], 2 * stride
+    return kept
