@@ -240,9 +240,7 @@ def test_5_export(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "more", [["--target", "trt"], ["--target", "engine"], ["--precision", "int4"]]
-)
+@pytest.mark.parametrize("more", [["--precision", "w4a8"], ["--precision", "int4"]])
 def test_6_not_in_this_version(
     more: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,7 +9,7 @@ import yaml
 
 from tests.small_models import loaded_from_part
 from vitdeploy.bundle import Artifact, BundleWriter, TensorInfo, load_bundle, sha256_from_file
-from vitdeploy.compress.int8 import Int8Result
+from vitdeploy.compress.int8 import Int8Result, SearchCost
 from vitdeploy.documents import (
     REFERENCE,
     Compressed,
@@ -69,7 +69,7 @@ def quantized() -> Int8Result:
         int8_macs_percent=97.0,
         choices=Int8Choices(kept_float=("fc1",)),
         noise={"fc1": 3.0, "fc2": 1.0},
-        candidates=12,
+        search=SearchCost(seconds=3.0, candidates=12),
     )
 
 

@@ -15,9 +15,21 @@ PACKAGE = Path(vitdeploy.__file__).parent
 LAYERS = [
     {"errors", "progress", "version", "cpu"},
     {"recipe", "bundle", "manifest", "golden", "output", "data", "graph", "report", "runner"},
-    {"models", "targets", "metrics", "measure", "onnx_export", "environment"},
+    {"models", "targets", "device", "lint", "metrics", "measure", "onnx_export", "environment"}
+    | {"masks", "prompts"},
     {"compress", "predictor", "evaluation", "gates", "image_sets"},
-    {"pipeline", "stages", "restoration", "checking", "profiling", "documents", "diagnosis"},
+    {
+        "pipeline",
+        "device_package",
+        "pruning",
+        "stages",
+        "restoration",
+        "selection",
+        "checking",
+        "profiling",
+        "documents",
+        "diagnosis",
+    },
     {"cli", "console", "display", "__main__"},
 ]
 

@@ -99,6 +99,20 @@ def print_diagnosis(diagnosis: "Diagnosis") -> None:
         ]
         if tensors:
             print_table("Against FP16's 65504", ["tensor", "", ">largest", ""], tensors)
+        for time in part.time:
+            print_table(
+                f"Time on {time.target}, {time.total_ms:.2f} ms by its counters, slowest layers",
+                ["layer", "kind", ">ms", ">%"],
+                [
+                    (x.name, x.kind, f"{x.milliseconds:.3f}", _decimal(x.percent))
+                    for x in time.layers
+                ],
+            )
+            print_line(
+                f"{time.target}: {_decimal(time.float_products_percent)} % of the time is in "
+                "products of matrices in float, which is what more INT8 could at most take; "
+                f"{_decimal(time.int8_products_percent)} % is in INT8 products."
+            )
         coverage = part.coverage
         print_line(
             f"INT8: {_decimal(coverage.weights_percent)} % of the MACs of products with weights, "

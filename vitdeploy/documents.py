@@ -1,7 +1,7 @@
 """What a run writes beside the artefacts: the report, the manifest's head, the model card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from vitdeploy.bundle import Artifact, Bundle, BundleWriter
@@ -69,6 +69,10 @@ class Findings:
     parity: Sequence[Parity]
     latency: Sequence[Measured]
     stages: Sequence[StageRecord]
+    selection: Sequence[str] = ()
+    """What was timed and kept, for people."""
+    untimed: Mapping[str, str] = field(default_factory=dict)
+    """By target that cannot be timed on this machine: why."""
 
 
 def assemble_report(
@@ -111,6 +115,7 @@ def assemble_report(
         notes=(
             *loaded.spec.notes,
             *images.notes,
+            *findings.selection,
             *_placement_notes(findings),
             *_advice(recipe, speedup),
         ),
@@ -297,7 +302,11 @@ def _speedups(recipe: Recipe, findings: Findings) -> tuple[dict[str, float | Non
     for name in recipe.targets:
         own = _median(findings.latency, name)
         values[name] = reference / own if reference and own else None
-    missing = {name: "latency was not measured" for name, v in values.items() if v is None}
+    missing = {
+        name: findings.untimed.get(name, "latency was not measured")
+        for name, value in values.items()
+        if value is None
+    }
     return values, missing
 
 
@@ -309,11 +318,8 @@ def _placement_notes(findings: Findings) -> list[str]:
         if found is None:
             continue
         target = item.artifact.target
-        folded = sum(fold.strength not in ("off", "refused") for fold in found.folds)
-        line = (
-            f"INT8 on {target}: {found.int8_macs_percent:.1f} % of the MACs with weights; "
-            f"{folded} exact folds, chosen from {found.candidates} measured candidates"
-        )
+        line = f"INT8 on {target}: {found.int8_macs_percent:.1f} % of the MACs with weights; "
+        line += _search_note(found)
         if found.choices.kept_float:
             total = sum(found.noise.values())
             noise = sum(found.noise.get(name, 0.0) for name in found.choices.kept_float)
@@ -322,12 +328,26 @@ def _placement_notes(findings: Findings) -> list[str]:
             line += ", ".join(found.choices.kept_float[:5])
             more = len(found.choices.kept_float) - 5
             line += f" and {more} more" if more > 0 else ""
+        if found.attention.ceilings:
+            line += f"; {len(found.attention.ceilings)} attention layers in INT8 throughout"
         if item.restored:
             line += f"; back in float to keep max_drop_points: {', '.join(item.restored)}"
         if found.placement_reason:
             line += f"; sites not measured: {found.placement_reason}"
         notes.append(line + ".")
     return notes
+
+
+def _search_note(found: Int8Result) -> str:
+    """Return what the search did, what it cost, and what its budget did not allow."""
+    folded = sum(fold.strength not in ("off", "refused") for fold in found.folds)
+    note = (
+        f"{folded} exact folds, chosen from {found.search.candidates} candidates measured in "
+        f"{found.search.seconds:.0f} s; GPTQ rounded {len(found.choices.rounded)} products"
+    )
+    if found.search.skipped:
+        note += f"; int8.search_seconds did not allow: {', '.join(found.search.skipped)}"
+    return note
 
 
 def _advice(recipe: Recipe, speedup: Mapping[str, float | None]) -> list[str]:

@@ -2,9 +2,47 @@
 
 from collections.abc import Mapping, Sequence
 
-from vitdeploy.evaluation import drop_points
+from vitdeploy.evaluation import drop_points, find_value
 from vitdeploy.recipe import GateSection
 from vitdeploy.report import FidelityRow, GateRow
+
+FAITHFUL_DROP_POINTS = 0.5
+"""Without a gate: the top-1 an artefact may lose where images have labels."""
+FAITHFUL_COSINE = 0.999
+"""Without a gate and without labels: the least mean cosine of centred outputs."""
+
+
+def is_within_gate(gates: GateSection, fidelity: Sequence[FidelityRow], target: str) -> bool:
+    """Return whether `max_drop_points` holds; true where there is no such gate."""
+    lost = drop_points(fidelity, target)
+    limit = gates.max_drop_points
+    return limit is None or lost is None or lost[1] <= limit
+
+
+def unfaithful_reason(
+    gates: GateSection, fidelity: Sequence[FidelityRow], target: str
+) -> str | None:
+    """Return why an artefact is not close enough to FP32; None where it is.
+
+    The measure is the recipe's `max_drop_points`, or `FAITHFUL_DROP_POINTS` of top-1, or
+    `FAITHFUL_COSINE`: the first of these that there is.
+    """
+    if gates.max_drop_points is not None:
+        lost = drop_points(fidelity, target)
+        if lost is None:
+            return "one image does not show its fidelity"
+        if lost[1] > gates.max_drop_points:
+            return f"{lost[1]:.2f} points of {lost[0]} lost, {gates.max_drop_points:g} allowed"
+        return None
+    top1 = find_value(fidelity, target, "top1")
+    if top1 is not None and top1.delta is not None:
+        kept = -top1.delta <= FAITHFUL_DROP_POINTS
+        return None if kept else f"{-top1.delta:.2f} points of top-1 lost"
+    cosine = find_value(fidelity, target, "cosine_mean")
+    if cosine is None or cosine.value is None:
+        return "one image does not show its fidelity"
+    kept = cosine.value >= FAITHFUL_COSINE
+    return None if kept else f"centred cosine {cosine.value:.4f}, {FAITHFUL_COSINE} needed"
 
 
 def check_gates(

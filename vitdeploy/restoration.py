@@ -1,44 +1,58 @@
-"""When INT8 misses the gate on fidelity: the noisiest products go back to float until it holds.
+"""When INT8 is not faithful enough: the noisiest products go back to float until it is.
 
 Which are noisiest was measured by the INT8 search (`compress.placement`); this rebuilds the
-artefact with 1, 2, 4, ... of them in float, on the engine that will run it.
+artefact with 1, 2, 4, ... of them in float, on the engine that will run it. What is faithful
+enough is said by the caller.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
 
 from vitdeploy.documents import Compressed
-from vitdeploy.evaluation import drop_points
-from vitdeploy.recipe import TargetName
 from vitdeploy.report import FidelityRow
-from vitdeploy.stages import Job, build_target, compare
+from vitdeploy.stages import Job, Judged, Plan, build_target, compare
 from vitdeploy.targets import Target
 
+Faithful = Callable[[Sequence[FidelityRow]], bool]
 
-def build_within_gate(
-    job: Job, name: str, target: Target
-) -> tuple[list[Compressed], list[FidelityRow]]:
-    """Return one target's artefacts and their fidelity.
 
-    Where `max_drop_points` is missed in INT8, products are restored to float; where even that
-    does not help, the last artefact is returned and the gate will say so.
+def build_faithful(
+    job: Job, target: Target, plan: Plan, is_faithful: Faithful
+) -> tuple[list[Compressed], Judged]:
+    """Return one target's artefacts, built as planned and restored where need be."""
+    built = build_target(job, target.NAME, target, plan)
+    with job.work.stage(f"fidelity {target.NAME}"):
+        judged = compare(job, target, built)
+    return restore(job, target, plan, (built, judged), is_faithful)
+
+
+def restore(
+    job: Job,
+    target: Target,
+    plan: Plan,
+    found: tuple[list[Compressed], Judged],
+    is_faithful: Faithful,
+    least_int8_percent: float = 0.0,
+) -> tuple[list[Compressed], Judged]:
+    """Return what was found, or where it is not faithful, INT8 with fewer products.
+
+    Where even that does not help, or where less than `least_int8_percent` of the MACs is left in
+    INT8, the last artefacts are returned.
     """
-    pinned = job.work.recipe.int8.choices.get(cast("TargetName", name))
-    built = build_target(job, name, target, pinned)
-    with job.work.stage(f"fidelity {name}"):
-        rows = compare(job, target, built)
+    built, judged = found
     order = _restorable(built)
     count = 1
-    while order and _is_missed(job, name, rows):
+    while order and not is_faithful(judged.rows):
         restored = order[:count]
         job.work.progress.note(
-            f"{name}: max_drop_points is missed; {len(restored)} product(s) go back to float."
+            f"{target.NAME}: INT8 loses too much; {len(restored)} product(s) go back to float."
         )
-        built, rows = _rebuilt(job, name, target, built, restored)
-        if count >= len(order):
+        built, judged = _rebuilt(job, target, plan, built, restored)
+        shares = [item.quantized.int8_macs_percent for item in built if item.quantized]
+        if count >= len(order) or min(shares) < least_int8_percent:
             break
         count *= 2
-    return built, rows
+    return built, judged
 
 
 def _restorable(built: list[Compressed]) -> list[str]:
@@ -54,15 +68,9 @@ def _restorable(built: list[Compressed]) -> list[str]:
     return sorted(noise, key=lambda name: -noise[name])[:-1]
 
 
-def _is_missed(job: Job, name: str, rows: list[FidelityRow]) -> bool:
-    limit = job.work.recipe.gates.max_drop_points
-    lost = drop_points(rows, name)
-    return limit is not None and lost is not None and lost[1] > limit
-
-
 def _rebuilt(
-    job: Job, name: str, target: Target, built: list[Compressed], restored: list[str]
-) -> tuple[list[Compressed], list[FidelityRow]]:
+    job: Job, target: Target, plan: Plan, built: list[Compressed], restored: list[str]
+) -> tuple[list[Compressed], Judged]:
     """Return the artefacts again, with `restored` in float and all other choices kept."""
     first = next(item.quantized for item in built if item.quantized is not None)
     kept = tuple(dict.fromkeys((*first.choices.kept_float, *restored)))
@@ -72,11 +80,15 @@ def _rebuilt(
             new,
             restored=tuple(restored),
             quantized=replace(
-                new.quantized, noise=old.quantized.noise, candidates=old.quantized.candidates
+                new.quantized, noise=old.quantized.noise, search=old.quantized.search
             ),
         )
-        for new, old in zip(build_target(job, name, target, pinned), built, strict=True)
+        for new, old in zip(
+            build_target(job, target.NAME, target, replace(plan, pinned=pinned)),
+            built,
+            strict=True,
+        )
         if new.quantized is not None and old.quantized is not None
     ]
-    with job.work.stage(f"fidelity {name}"):
+    with job.work.stage(f"fidelity {target.NAME}"):
         return again, compare(job, target, again)

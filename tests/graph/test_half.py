@@ -1,10 +1,15 @@
 """The FP16 graph: FP32 at its edges and in LayerNorm, FP16 elsewhere, the same function."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
-from vitdeploy.graph.half import FLOAT32_OPERATORS, half_from_model
+from tests.graph.exactness import canonical
+from vitdeploy.compress.int8 import quantize_int8
+from vitdeploy.graph.half import FLOAT32_OPERATORS, half_array, half_from_model
+from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.recipe import Int8Section
 from vitdeploy.targets.onnx import runner_from_model
 
 
@@ -70,3 +75,57 @@ def test_the_graph_given_is_not_changed(vit_graph: ir.Model):
 def test_two_conversions_give_the_same_bytes(vit_graph: ir.Model):
     first, second = (ir.to_proto(half_from_model(vit_graph)) for _ in range(2))
     assert first.SerializeToString() == second.SerializeToString()
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "swinv2", "fastvit", "eva02", "hf_siglip"])
+def test_every_family_keeps_its_function_and_its_types_agree(family: str):
+    model = canonical(family)
+    converted = half_from_model(model)
+    onnx.checker.check_model(ir.to_proto(converted), full_check=True)
+    size = [2, *model.graph.inputs[0].shape[1:]]
+    pixels = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    expected = run(model, pixels)
+    # 11 bits of mantissa over a dozen layers
+    np.testing.assert_allclose(run(converted, pixels), expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_softmax_computes_in_float32_between_casts():
+    converted = half_from_model(canonical("vit"))
+    for node in converted.graph:
+        if node.op_type == "Softmax":
+            assert node.inputs[0].producer().op_type == "Cast"
+            assert node.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_a_named_node_stays_float32(vit_graph: ir.Model):
+    converted = half_from_model(vit_graph, ["fc1"])
+    node = next(node for node in converted.graph if node.name == "fc1")
+    assert {value.dtype for value in (*node.inputs, *node.outputs)} == {ir.DataType.FLOAT}
+    add = next(node for node in converted.graph if node.name == "fc1_bias")
+    assert {value.dtype for value in add.inputs} == {ir.DataType.FLOAT16}
+
+
+def test_a_float32_product_reads_its_dequantised_operands_without_a_cast(
+    vit_graph: ir.Model, pixels: np.ndarray
+):
+    scheme = QuantScheme(activation=ir.DataType.INT8, symmetric_activations=True)
+    quantized = quantize_int8(
+        vit_graph,
+        scheme,
+        lambda: iter([{"pixel_values": pixels}]),
+        Int8Section(placement="all", folds="off", rounding="nearest"),
+    ).model
+    converted = half_from_model(quantized, ["fc1"])
+    node = next(node for node in converted.graph if node.name == "fc1")
+    makers = [value.producer() for value in node.inputs]
+    assert [maker.op_type for maker in makers] == ["DequantizeLinear"] * 2
+    assert {maker.inputs[1].dtype for maker in makers} == {ir.DataType.FLOAT}
+    other = next(node for node in converted.graph if node.name == "fc2")
+    assert {v.producer().inputs[1].dtype for v in other.inputs} == {ir.DataType.FLOAT16}
+
+
+def test_constants_beyond_half_are_clipped_and_infinities_kept():
+    found = half_array(np.array([1e9, -1e9, np.inf, -np.inf, 0.5], np.float32))
+    np.testing.assert_array_equal(
+        found, np.array([65504, -65504, np.inf, -np.inf, 0.5], np.float16)
+    )

@@ -10,12 +10,15 @@ from typing import Annotated, cast
 
 import typer
 
+from vitdeploy.cli.build import build
 from vitdeploy.cli.check import check
 from vitdeploy.cli.diagnose import diagnose
 from vitdeploy.cli.export import export
 from vitdeploy.cli.inspect import doctor, inspect, models
+from vitdeploy.cli.lint import lint
 from vitdeploy.cli.predict import predict
 from vitdeploy.cli.profile import profile
+from vitdeploy.cli.prune import prune
 from vitdeploy.cli.quantize import quantize
 from vitdeploy.cli.report import report_diff, report_show
 from vitdeploy.cli.run import plan, run
@@ -65,9 +68,12 @@ COMMANDS = (
     run,
     plan,
     quantize,
+    prune,
     check,
+    build,
     profile,
     diagnose,
+    lint,
     predict,
     inspect,
     models,

@@ -21,8 +21,10 @@ from vitdeploy.cli.options import (
     Outputs,
     Quiet,
     RandomWeights,
+    SearchSeconds,
     Seed,
     Targets,
+    TrtVersion,
     one_precision,
 )
 from vitdeploy.cli.outcome import run_and_show
@@ -35,7 +37,16 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="INT8 weights and activations.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 (w8a8).")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16, bf16, int8 (w8a8), or auto: the fastest that is faithful."),
+    ] = None,
+    prune_heads: Annotated[
+        float | None, typer.Option(help="Share of all heads to remove for good, 0..1.")
+    ] = None,
+    prune_mlp: Annotated[
+        float | None, typer.Option(help="Share of the MLPs' hidden channels to remove, 0..1.")
+    ] = None,
     target: Targets = None,
     calib: Calib = None,
     calib_samples: CalibSamples = 256,
@@ -44,6 +55,7 @@ def export(
     image_size: ImageSize = None,
     batch: Annotated[str, typer.Option(help="'dynamic', or a fixed number.")] = "dynamic",
     opset: Opset = None,
+    trt_version: TrtVersion = "10.3",
     outputs: Outputs = None,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[
@@ -51,6 +63,7 @@ def export(
     ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: median latency.")] = None,
     measure_seconds: Annotated[float, typer.Option(help="Timing budget; 0 skips.")] = 10.0,
+    search_seconds: SearchSeconds = None,
     threads: Annotated[int | None, typer.Option(help="All cores by default.")] = None,
     output: Output = None,
     force: Force = False,
@@ -72,16 +85,29 @@ def export(
             "outputs": outputs,
         },
         "precision": chosen,
+        "prune": (
+            {"heads": prune_heads or 0.0, "mlp": prune_mlp or 0.0}
+            if prune_heads is not None or prune_mlp is not None
+            else None
+        ),
         "targets": target or ["onnx"],
         "calibration": {"path": calib, "samples": calib_samples},
         "evaluation": {"path": eval_, "samples": eval_samples},
-        "export": {"batch": int(batch) if batch.isdecimal() else batch, "opset": opset},
+        "export": {
+            "batch": int(batch) if batch.isdecimal() else batch,
+            "opset": opset,
+            "trt_version": trt_version,
+        },
         "gates": {
             "max_drop_points": max_drop,
             "min_speedup": min_speedup,
             "max_latency_ms": max_latency_ms,
         },
-        "measure": {"seconds": measure_seconds, "threads": threads},
+        "measure": {
+            "seconds": measure_seconds,
+            "search_seconds": search_seconds,
+            "threads": threads,
+        },
         "keep_reference": keep_reference,
         "seed": seed,
         "output": str(output) if output else None,

@@ -30,11 +30,19 @@ Eval = Annotated[
 ]
 EvalSamples = Annotated[int | None, typer.Option(help="All by default.")]
 Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="onnx or openvino (ov); repeatable.")
+    list[str] | None,
+    typer.Option("--target", help="onnx, openvino (ov), trt (engine), trt-rtx; repeatable."),
 ]
 Opset = Annotated[int | None, typer.Option(help="ONNX opset; the target's default.")]
 MaxDrop = Annotated[
     float | None, typer.Option(help="Gate: points of top-1, agreement, or 100 x cosine.")
+]
+SearchSeconds = Annotated[
+    float | None,
+    typer.Option(help="Budget for timing one target's candidates; as --measure-seconds."),
+]
+TrtVersion = Annotated[
+    str, typer.Option(help="TensorRT on the device, of --target trt: 8.6, 10.MINOR, 11.MINOR.")
 ]
 KeepReference = Annotated[
     bool, typer.Option("--keep-reference", help="Ship the FP32 ONNX in the bundle.")

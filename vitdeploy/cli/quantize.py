@@ -18,8 +18,10 @@ from vitdeploy.cli.options import (
     Output,
     Outputs,
     Quiet,
+    SearchSeconds,
     Seed,
     Targets,
+    TrtVersion,
 )
 from vitdeploy.cli.outcome import run_and_show
 from vitdeploy.errors import UsageError
@@ -43,11 +45,13 @@ def quantize(
     image_size: Annotated[int | None, typer.Option(help="Where the file leaves it open.")] = None,
     batch: Annotated[str, typer.Option(help="'dynamic' or fixed; as in the file.")] = "dynamic",
     opset: Opset = None,
+    trt_version: TrtVersion = "10.3",
     outputs: Outputs = None,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[float | None, typer.Option(help="Gate: against FP32.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Gate: median latency.")] = None,
     measure_seconds: Annotated[float, typer.Option(help="Timing budget; 0 skips.")] = 10.0,
+    search_seconds: SearchSeconds = None,
     threads: Annotated[int | None, typer.Option(help="All cores by default.")] = None,
     output: Output = None,
     force: Force = False,
@@ -83,13 +87,21 @@ def quantize(
         "targets": target or ["onnx"],
         "calibration": {"path": calib, "samples": calib_samples},
         "evaluation": {"path": eval_, "samples": eval_samples},
-        "export": {"batch": int(batch) if batch.isdecimal() else batch, "opset": opset},
+        "export": {
+            "batch": int(batch) if batch.isdecimal() else batch,
+            "opset": opset,
+            "trt_version": trt_version,
+        },
         "gates": {
             "max_drop_points": max_drop,
             "min_speedup": min_speedup,
             "max_latency_ms": max_latency_ms,
         },
-        "measure": {"seconds": measure_seconds, "threads": threads},
+        "measure": {
+            "seconds": measure_seconds,
+            "search_seconds": search_seconds,
+            "threads": threads,
+        },
         "keep_reference": keep_reference,
         "seed": seed,
         "output": str(output) if output else None,

@@ -6,18 +6,35 @@ from typing import Annotated
 import typer
 
 from vitdeploy.cli.options import Json
-from vitdeploy.cli.outcome import print_json_or, report_path
+from vitdeploy.cli.outcome import report_path, require_writable, write_text
 
 
 def report_show(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder or report.json.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as HTML, what the device found included.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Print the report of a bundle."""
+    """Print the report of a bundle, and what a build on the device found."""
+    from vitdeploy.cli.build import print_device_report
+    from vitdeploy.console import print_json
+    from vitdeploy.device import device_section, read_device_report
     from vitdeploy.display import print_report
-    from vitdeploy.report import read_report
+    from vitdeploy.report import WRITERS, read_report
 
-    print_json_or(read_report(report_path(bundle)), json, lambda report: print_report(report, None))
+    if html:
+        require_writable(html)
+    report = read_report(report_path(bundle))
+    device = read_device_report(bundle) if bundle.is_dir() else None
+    if html:
+        write_text(html, WRITERS["html"].render(report, device_section(device) if device else ()))
+    if json:
+        print_json(WRITERS["json"].render(report.model_copy(update={"device": device})))
+        return
+    print_report(report, None)
+    if device:
+        print_device_report(device)
 
 
 def report_diff(

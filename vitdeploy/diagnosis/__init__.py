@@ -14,9 +14,10 @@ from vitdeploy.bundle import Artifact, Bundle, load_bundle, read_golden, verify
 from vitdeploy.data import ImageLoader, Preprocess, scan_images, synthetic_set
 from vitdeploy.diagnosis.advice import Evidence, advise
 from vitdeploy.diagnosis.extremes import measure_extremes
+from vitdeploy.diagnosis.layer_time import times_by_layer
 from vitdeploy.diagnosis.measuring import Batches, Errors, measure_errors, measure_maps
 from vitdeploy.diagnosis.pairing import Pair, pair_models
-from vitdeploy.diagnosis.reference import reference_graph
+from vitdeploy.diagnosis.reference import reference_graph, rotated_as
 from vitdeploy.diagnosis.schema import BlockRow, Coverage, Diagnosis, PartDiagnosis, SiteRow
 from vitdeploy.diagnosis.switching import (
     Noise,
@@ -46,7 +47,7 @@ def diagnose(
     seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Return which products and blocks of a bundle's INT8 artefact make its error.
+    """Return which products and blocks of a bundle's INT8 artefact make its error, and its time.
 
     Args:
         bundle: folder that `vitdeploy export --int8` wrote.
@@ -72,9 +73,12 @@ def diagnose(
     for artifact in artifacts:
         batches = _batches(loaded, artifact, calib, samples)
         told.stage("reference")
-        reference = reference_graph(loaded, artifact)
-        part, images = _diagnose_part(reference, artifact, batches, seconds, told)
-        parts.append(part)
+        original = reference_graph(loaded, artifact)
+        graphs = (original, rotated_as(artifact, loaded, original))
+        part, images = _diagnose_part(graphs, artifact, batches, seconds, told)
+        told.stage("time")
+        time = times_by_layer(loaded, artifact.part, next(iter(batches())))
+        parts.append(part.model_copy(update={"time": time}))
     return Diagnosis(
         vitdeploy_version=__version__,
         model=loaded.manifest.model.name,
@@ -133,12 +137,14 @@ def _filled(feeds: Feeds, fixed: int | str) -> Feeds:
 
 
 def _diagnose_part(
-    reference: ir.Model,
+    graphs: tuple[ir.Model, ir.Model],
     artifact: Artifact,
     batches: Batches,
     seconds: float,
     told: Progress,
 ) -> tuple[PartDiagnosis, int]:
+    """Return the diagnosis; `graphs` is the FP32 graph, and the same in the artefact's rotation."""
+    original, reference = graphs
     quantized = ir.load(artifact.path)
     told.stage("folds")
     maps = measure_maps(pair_models(reference, quantized, quantized=False), batches)
@@ -146,7 +152,7 @@ def _diagnose_part(
     pair = pair_models(reference, quantized)
     errors = measure_errors(pair, maps, batches)
     told.stage("extremes")
-    extremes = measure_extremes(pair_models(reference, quantized), batches)
+    extremes = measure_extremes(pair_models(original, quantized), batches)
     told.stage("noise")
     fp32 = fp32_with_switches(pair_models(reference, quantized), maps, _few(batches))
     noise = measure_noise(fp32, list(errors.made_db), seconds)

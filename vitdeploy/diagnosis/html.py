@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from vitdeploy.diagnosis.schema import Diagnosis, PartDiagnosis, SiteRow
+from vitdeploy.diagnosis.schema import Diagnosis, PartDiagnosis, SiteRow, TimeByLayer
 
 _BARS = 20
 _ROW_PX = 22
@@ -68,6 +68,20 @@ def _part(part: PartDiagnosis) -> str:
                 [t.name, t.quantity, f"{t.max_abs:.3g}", "overflows" if t.overflows else "close"]
                 for t in part.fp16
             ),
+        )
+        + "".join(_time(time) for time in part.time)
+    )
+
+
+def _time(time: TimeByLayer) -> str:
+    return (
+        f"<h3>Time on {escape(time.target)}, by its counters</h3>"
+        f"<p>{time.total_ms:.2f} ms; {_number(time.float_products_percent)} % in products of "
+        "matrices in float, which is what more INT8 could at most take; "
+        f"{_number(time.int8_products_percent)} % in INT8 products.</p>"
+        + _table(
+            ["Layer", "Kind", "ms", "%"],
+            ([x.name, x.kind, f"{x.milliseconds:.3f}", _number(x.percent)] for x in time.layers),
         )
     )
 

@@ -92,6 +92,31 @@ class Advice(Row):
     lines: tuple[str, ...] = Field(description="For people.")
 
 
+class LayerTimeRow(Row):
+    """One layer of an engine's own graph."""
+
+    name: Name
+    kind: Name = Field(description="The engine's operator, with its kernel where it tells.")
+    milliseconds: float = Field(ge=0)
+    percent: float = Field(ge=0, le=100, description="Of all layers together.")
+    is_int8: bool
+
+
+class TimeByLayer(Row):
+    """Where the time of one artefact goes, as its engine counts."""
+
+    target: Name
+    batch: int = Field(ge=1)
+    total_ms: float = Field(ge=0, description="Of all layers; counting makes an engine slower.")
+    float_products_percent: float = Field(
+        ge=0,
+        le=100,
+        description="Products of matrices in float: what more INT8 could at most take.",
+    )
+    int8_products_percent: float = Field(ge=0, le=100)
+    layers: tuple[LayerTimeRow, ...] = Field(description="The slowest, slowest first.")
+
+
 class PartDiagnosis(Row):
     """One part of the model."""
 
@@ -105,6 +130,7 @@ class PartDiagnosis(Row):
         description="Tensors beyond a quarter of FP16's largest value, largest first."
     )
     advice: Advice
+    time: tuple[TimeByLayer, ...] = Field((), description="By target that runs here.")
 
 
 class Diagnosis(Row):

@@ -12,7 +12,9 @@ from vitdeploy.errors import ModelError
 from vitdeploy.graph import cleanup, fusion, naming
 from vitdeploy.graph.attention import AttentionGraphSite, recognise_attention
 from vitdeploy.graph.attention_scale import fold_attention_scales_
+from vitdeploy.graph.channel_multiplier import depthwise_from_multiplied_
 from vitdeploy.graph.folds import layerscale
+from vitdeploy.graph.key_mask import widen_key_masks_
 from vitdeploy.graph.surgery import remove_dead_
 
 _DOMAINS = frozenset({"", "ai.onnx"})
@@ -66,6 +68,8 @@ def canonicalise_(model: ir.Model) -> CanonicalReport:
     fused["attention_scale"] = with_scale - len(unscaled)
     # After attention, for a factor on a query or key is the attention's to fold.
     fused["layer_scale"], refused = _fold_layer_scales_(model)
+    fused["channel_multiplier"] = depthwise_from_multiplied_(model)
+    fused["key_mask"] = widen_key_masks_(model)
     fused["noop"] += cleanup.remove_noops_(model)
     _finish_(model)
     return CanonicalReport(

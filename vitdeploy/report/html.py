@@ -4,7 +4,7 @@ Figures and words come from `summary` and `tables`, the looks from `report.html.
 meet, and the bars of the charts get their lengths.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -53,8 +53,13 @@ class Chart:
     bars: tuple[Bar, ...]
 
 
-def render(report: Report) -> str:
-    """Return the report as one HTML document; every value is escaped."""
+def render(report: Report, device: Sequence[tables.Table] = ()) -> str:
+    """Return the report as one HTML document; every value is escaped.
+
+    Args:
+        report: of the run.
+        device: tables of what was found where the artefact is used, shown after it.
+    """
     from jinja2 import Environment, StrictUndefined
 
     text = files("vitdeploy.report").joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -81,6 +86,7 @@ def render(report: Report) -> str:
         parity=tables.parity_table(report),
         stages=tables.stages_table(report),
         environment=tables.environment_table(report),
+        device=device,
         total_seconds=sum(stage.seconds for stage in report.stages),
     )
 

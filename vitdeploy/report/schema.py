@@ -259,6 +259,9 @@ class Report(Row):
     recipe_sha256: Sha256 | None = None
     recipe_sha256_reason: str | None = None
     notes: tuple[str, ...] = Field((), description="Advice for people.")
+    device: dict[str, Any] | None = Field(
+        None, description="What a build on the device found; `report show` puts it in."
+    )
 
     @property
     def passed(self) -> bool:

@@ -6,20 +6,47 @@ line in `TARGETS` and in `recipe.TargetName`, and a test module.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.errors import UnsupportedError, suggest
 from vitdeploy.manifest import sha256_from_file
-from vitdeploy.runner import Runner
+from vitdeploy.runner import Feeds, Runner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.graph.qdq import QuantScheme
+
+
+Settings = Mapping[str, str | int | float | bool]
+"""Session settings of an engine, as an artefact keeps them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way an engine can run a model: what `--precision auto` chooses among."""
+
+    precision: str
+    settings: Settings = field(default_factory=dict)
+    """On top of what the target's `build` sets."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer of an engine's own graph cost, as its counters say."""
+
+    name: str
+    kind: str
+    """The engine's word for the operator, with the kernel where it tells."""
+    milliseconds: float
+    """A run, the median of several."""
+    is_product: bool
+    """Whether it multiplies matrices: a linear layer, a convolution, fused attention."""
+    is_int8: bool
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,10 @@ class BuildRequest:
     """Where the target's files go; exists."""
     parent_sha256: str | None
     """Digest of the FP32 ONNX this comes from."""
+    images: Callable[[], Iterable[Feeds]] | None = None
+    """A pass over images, for what a build measures (FP16's range); None measures nothing."""
+    trt_version: str = "10.3"
+    """Of TensorRT on the device; only `trt` asks for it."""
 
 
 class Target(Protocol):
@@ -49,6 +80,18 @@ class Target(Protocol):
 
     def check_precision(self, precision: str) -> None:
         """Raise UnsupportedError where this runtime cannot run `precision`."""
+        ...
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return the ways this machine can run a model, the first of each precision the usual."""
+        ...
+
+    def untimed_reason(self) -> str | None:
+        """Return why no latency can be measured on this machine; None where it can."""
+        ...
+
+    def layer_times(self, artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
+        """Return what each layer costs, in the order of the engine; asked where it can be timed."""
         ...
 
     def build(self, request: BuildRequest) -> Artifact:
@@ -72,7 +115,7 @@ def artifact_from_files(
     target: str,
     files: tuple[Path, ...],
     request: BuildRequest,
-    settings: Mapping[str, str | int | float | bool],
+    settings: Settings,
 ) -> Artifact:
     """Return the record of written `files`, the first being what the engine opens."""
     return Artifact(
@@ -100,11 +143,26 @@ def tensor_infos(values: Iterable["ir.Value"]) -> tuple[TensorInfo, ...]:
     return tuple(infos)
 
 
+PROFILED_RUNS = 10
+"""Runs behind each `LayerTime`; counters slow the engine down, so only shares of it count."""
+
+
 TARGETS: dict[str, str] = {
     "onnx": "vitdeploy.targets.onnx",
     "openvino": "vitdeploy.targets.openvino",
+    "trt": "vitdeploy.targets.tensorrt",
+    "trt-rtx": "vitdeploy.targets.tensorrt_rtx",
 }
 """Name -> module, imported when asked for, so that one missing runtime harms no other."""
+
+SHARED_MODULES = (
+    "tensorrt_graphs",
+    "tensorrt_runner",
+    "rtx_builder",
+    "fusion_report",
+    "overflow",
+)
+"""Modules of this package that are no target themselves."""
 
 
 def load_target(name: str) -> Target:

@@ -1,5 +1,7 @@
 """ONNX Runtime on the CPU: an ordinary ONNX file, run as it is."""
 
+import json
+import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,13 @@ from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes
 from vitdeploy.runner import Feeds, Outputs
-from vitdeploy.targets import BuildRequest, artifact_from_files
+from vitdeploy.targets import (
+    PROFILED_RUNS,
+    BuildRequest,
+    LayerTime,
+    Variant,
+    artifact_from_files,
+)
 
 NAME = "onnx"
 OPSET = 20
@@ -51,6 +59,18 @@ def check_precision(precision: str) -> None:
         )
 
 
+def variants() -> tuple[Variant, ...]:
+    """Return FP32 and INT8; FP16 has kernels on Arm alone, elsewhere it is cast to FP32."""
+    has_half = platform.machine().lower() in ("arm64", "aarch64")
+    names = ("fp32", "fp16", "int8") if has_half else ("fp32", "int8")
+    return tuple(Variant(name) for name in names)
+
+
+def untimed_reason() -> str | None:
+    """Return None: the CPU is here."""
+    return None
+
+
 def build(request: BuildRequest) -> Artifact:
     """Write `<part>.onnx` and load it once, so that a file that cannot run never ships."""
     from vitdeploy.graph.half import half_from_model
@@ -72,6 +92,37 @@ def open(artifact: Artifact, threads: int | None = None) -> "OrtRunner":  # noqa
         ExportError: ONNX Runtime refuses the file.
     """
     return OrtRunner(artifact.path, threads=threads, settings=artifact.settings)
+
+
+def layer_times(artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
+    """Return the kernel times of ONNX Runtime's profile, after its fusions."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(
+            str(artifact.path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+        for _ in range(PROFILED_RUNS + 1):
+            session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    spent: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
+            spent.setdefault(key, []).append(event["dur"] / 1000.0)
+    return tuple(
+        LayerTime(
+            name=name,
+            kind=kind,
+            # The first run allocates.
+            milliseconds=float(np.median(times[1:])),
+            is_product=any(word in kind for word in ("MatMul", "Gemm", "Conv", "Attention")),
+            is_int8=kind.startswith("QLinear") or "Integer" in kind or kind == "QGemm",
+        )
+        for (name, kind), times in spent.items()
+    )
 
 
 def runner_from_model(

@@ -1,0 +1,250 @@
+"""`--precision auto`: the fastest faithful variant is kept, said, pinned, and timed no more."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vitdeploy
+import vitdeploy.restoration
+import vitdeploy.selection
+from tests.model_folders import write_images, write_vit_folder
+from vitdeploy.bundle import load_bundle
+from vitdeploy.errors import DataError, UnsupportedError, UsageError
+from vitdeploy.gates import unfaithful_reason
+from vitdeploy.measure import Subject, Timing
+from vitdeploy.recipe import GateSection, recipe_from_dict, recipe_from_yaml
+from vitdeploy.report import FidelityRow, Report
+from vitdeploy.targets import Variant, openvino
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+ONE_THREAD = {**F32, "INFERENCE_NUM_THREADS": 1}
+# The same on every CPU: bf16 is not everywhere.
+VARIANTS = (Variant("fp32", F32), Variant("int8", F32), Variant("int8", ONE_THREAD))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("selection")
+    write_vit_folder(root / "model")
+    write_images(root / "images", per_class=6)
+    return root
+
+
+class Clock:
+    """Stands for the measurement: says how long each candidate took, and counts its calls."""
+
+    def __init__(self, *rounds: Sequence[float]) -> None:
+        self.rounds = list(rounds)
+        self.calls = 0
+
+    def __call__(self, subjects: Sequence[Subject], seconds: float, progress=None):
+        assert seconds > 0
+        self.calls += 1
+        times = self.rounds[min(self.calls, len(self.rounds)) - 1]
+        assert len(times) == len(subjects)
+        return {
+            s.name: Timing(np.full(3, ms), s.batch) for s, ms in zip(subjects, times, strict=True)
+        }
+
+
+def export(place: Path, output: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, **changes):
+    monkeypatch.setattr(openvino, "variants", lambda: VARIANTS)
+    monkeypatch.setattr(vitdeploy.selection, "measure_latency", clock)
+    sections = {
+        "precision": "auto",
+        "targets": ["openvino"],
+        "calibration": {"path": str(place / "images")},
+        "evaluation": {"path": str(place / "images")},
+        "measure": {"seconds": 0, "search_seconds": 1},
+        **changes,
+    }
+    return vitdeploy.export(str(place / "model"), output=output, **sections)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> None:
+    """Let artefacts lose top-1 by precision, as they are kept."""
+    exact = vitdeploy.selection.compare
+
+    def compare(job, target, compressed):
+        judged = exact(job, target, compressed)
+        lost = points.get(compressed[0].artifact.precision, 0.0)
+        rows = [row if row.metric != "top1" else with_top1(row, 90 - lost) for row in judged.rows]
+        return replace(judged, rows=rows)
+
+    monkeypatch.setattr(vitdeploy.selection, "compare", compare)
+    monkeypatch.setattr(vitdeploy.restoration, "compare", compare)
+
+
+def with_top1(row: FidelityRow, value: float) -> FidelityRow:
+    return row.model_copy(update={"reference": 90.0, "value": value, "delta": value - 90.0})
+
+
+def kept(report: Report) -> str:
+    (artifact,) = report.artifacts
+    return artifact.precision
+
+
+def test_the_fastest_is_kept_and_its_settings_are_in_the_bundle(place, tmp_path, monkeypatch):
+    clock = Clock([30.0, 20.0, 10.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock)
+    assert kept(report) == "int8"
+    assert report.precision.requested == "auto"
+    (artifact,) = load_bundle(tmp_path / "out").artifacts()
+    assert artifact.settings == ONE_THREAD
+    with vitdeploy.load(tmp_path / "out") as predictor:
+        assert predictor._runner.threads == 1
+    notes = " ".join(report.notes)
+    assert "kept INT8 (INFERENCE_PRECISION_HINT=f32, INFERENCE_NUM_THREADS=1)" in notes
+    assert "FP32 (INFERENCE_PRECISION_HINT=f32) is 3.00x slower here." in notes
+    assert any(stage.name == "select openvino" for stage in report.stages)
+    # Nothing of the candidates that lost is left.
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == [
+        "golden",
+        "openvino",
+    ]
+    assert vitdeploy.check(tmp_path / "out").passed
+
+
+def test_a_precision_that_is_slower_is_not_kept(place, tmp_path, monkeypatch):
+    report = export(place, tmp_path / "out", monkeypatch, Clock([10.0, 17.0, 20.0]))
+    assert kept(report) == "fp32"
+    assert any("INT8 (INFERENCE_PRECISION_HINT=f32) is 1.70x slower" in n for n in report.notes)
+    assert vitdeploy.check(tmp_path / "out").passed
+
+
+def test_what_is_as_fast_gives_way_to_the_more_exact(place, tmp_path, monkeypatch):
+    # 1 % is noise, whichever of the two it favours.
+    report = export(place, tmp_path / "out", monkeypatch, Clock([10.1, 10.0, 10.05]))
+    assert kept(report) == "fp32"
+
+
+def test_a_rerun_times_nothing_and_writes_the_same_bytes(place, tmp_path, monkeypatch):
+    export(place, tmp_path / "out", monkeypatch, Clock([30.0, 20.0, 10.0]))
+    recipe = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert recipe.precision == "auto"
+    assert recipe.choices["openvino"].precision == "int8"
+    clock = Clock([])
+    monkeypatch.setattr(vitdeploy.selection, "measure_latency", clock)
+    report = vitdeploy.run(recipe, output=tmp_path / "again")
+    assert clock.calls == 0
+    assert kept(report) == "int8"
+    assert load_bundle(tmp_path / "again").artifacts()[0].settings == ONE_THREAD
+    for name in ("openvino/model.xml", "openvino/model.bin", "recipe.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_int8_that_is_not_faithful_is_restored_and_timed_again(place, tmp_path, monkeypatch):
+    lose(monkeypatch, {"int8": 3.0})
+    clock = Clock([30.0, 20.0, 10.0], [15.0, 30.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock)
+    assert clock.calls == 2
+    assert kept(report) == "mixed"
+    assert any("back in float" in note for note in report.notes)
+    assert vitdeploy.check(tmp_path / "out").passed
+    recipe = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert recipe.int8.choices["openvino"].kept_float
+    vitdeploy.run(recipe, output=tmp_path / "again")
+    first, again = (tmp_path / name / "openvino/model.bin" for name in ("out", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_what_restoring_makes_slower_is_not_kept(place, tmp_path, monkeypatch):
+    lose(monkeypatch, {"int8": 3.0})
+    clock = Clock([30.0, 20.0, 10.0], [31.0, 30.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock)
+    assert kept(report) == "fp32"
+    assert any("3.00x faster here, but: 3.00 points of top-1 lost" in n for n in report.notes)
+    assert [p.name for p in (tmp_path / "out").glob("openvino*")] == ["openvino"]
+
+
+def test_restoring_is_given_up_before_nothing_is_left_in_int8(place, tmp_path, monkeypatch):
+    lose(monkeypatch, {"int8": 3.0, "mixed": 3.0})
+    clock = Clock([30.0, 20.0, 10.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock)
+    assert kept(report) == "fp32"
+    assert clock.calls == 1
+    monkeypatch.setattr(vitdeploy.selection, "WORTH_INT8_PERCENT", 100.0)
+    builds = sum(stage.name == "quantize openvino" for stage in report.stages)
+    again = export(place, tmp_path / "again", monkeypatch, Clock([30.0, 20.0, 10.0]))
+    assert sum(stage.name == "quantize openvino" for stage in again.stages) == 2 < builds
+
+
+def test_an_engine_that_computes_nonsense_is_not_kept(place, tmp_path, monkeypatch):
+    """Such as OpenVINO in bf16 with a mask by key: NaN, or finite and wrong."""
+    exact = vitdeploy.selection.compare
+
+    def compare(job, target, compressed):
+        if compressed[0].artifact.settings == ONE_THREAD:
+            raise DataError("output 'logits' holds NaN")
+        return exact(job, target, compressed)
+
+    monkeypatch.setattr(vitdeploy.selection, "compare", compare)
+    clock = Clock([20.0, 10.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, precision="int8")
+    assert load_bundle(tmp_path / "out").artifacts()[0].settings == F32
+    assert any("2.00x faster here, but: output 'logits' holds NaN" in n for n in report.notes)
+
+
+def test_int8_keeps_its_meaning_and_says_where_it_is_slower(place, tmp_path, monkeypatch):
+    variants = (Variant("fp32", F32), Variant("fp16", F32), Variant("int8", F32))
+    monkeypatch.setattr(openvino, "check_precision", lambda name: None)
+    clock = Clock([10.0, 17.0])
+    monkeypatch.setitem(globals(), "VARIANTS", variants)
+    report = export(place, tmp_path / "out", monkeypatch, clock, precision="int8")
+    assert kept(report) == "int8"
+    assert any(
+        "FP16 (INFERENCE_PRECISION_HINT=f32) is 1.70x faster here." in n for n in report.notes
+    )
+
+
+def test_auto_without_time_or_without_an_engine_is_refused(place, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"measure.search_seconds is 0"):
+        export(place, tmp_path / "a", monkeypatch, Clock(), measure={"seconds": 0})
+    monkeypatch.setattr(openvino, "untimed_reason", lambda: "no such device")
+    with pytest.raises(UnsupportedError, match="cannot be timed here: no such device"):
+        export(place, tmp_path / "b", monkeypatch, Clock())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_choice_of_another_precision_is_a_mistake():
+    with pytest.raises(UsageError, match=r"choices.onnx.precision is 'fp32'"):
+        recipe_from_dict(
+            {
+                "model": {"source": "vit-digits"},
+                "precision": "int8",
+                "choices": {"onnx": {"precision": "fp32"}},
+            }
+        )
+
+
+def row(metric: str, value: float, delta: float | None) -> FidelityRow:
+    return FidelityRow(
+        target="onnx",
+        part="model",
+        metric=metric,
+        reference=value if delta is None else value - delta,
+        value=value,
+        delta=0.0 if delta is None else delta,
+        unit="percent" if metric == "top1" else "cosine",
+        n=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "reason"),
+    [
+        ([row("top1", 80.0, -0.5), row("cosine_mean", 0.9, -0.1)], None, None),
+        ([row("top1", 80.0, -0.6)], None, "0.60 points of top-1 lost"),
+        ([row("cosine_mean", 0.9990, -0.001)], None, None),
+        ([row("cosine_mean", 0.9989, -0.0011)], None, "centred cosine 0.9989, 0.999 needed"),
+        ([row("top1", 80.0, -0.6)], 1.0, None),
+        ([row("top1", 80.0, -0.3)], 0.1, "0.30 points of top1 lost, 0.1 allowed"),
+        ([], None, "one image does not show its fidelity"),
+        ([], 1.0, "one image does not show its fidelity"),
+    ],
+)
+def test_faithful_is_the_gate_or_the_default(rows, limit, reason):
+    assert unfaithful_reason(GateSection(max_drop_points=limit), rows, "onnx") == reason

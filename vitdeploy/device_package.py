@@ -1,0 +1,121 @@
+"""What a run adds to TensorRT's graphs: lint verdicts, and the package a device builds from.
+
+The graphs are `targets`', the files of the package `device`'s, the rules `lint`'s; this module
+brings them together, for only a run has the golden images and what every graph makes of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitdeploy.bundle import Artifact
+from vitdeploy.device import (
+    PackageCase,
+    PackageGraph,
+    PackageOptions,
+    PackagePart,
+    cases_from_arrays,
+    graph_from_file,
+    write_package,
+)
+from vitdeploy.errors import ExportError
+from vitdeploy.lint import RTX, Known, LintReport, lint_file
+from vitdeploy.runner import Feeds, Outputs
+from vitdeploy.targets.onnx import OrtRunner
+from vitdeploy.targets.tensorrt_runner import input_specs
+
+LINT_NAME = "lint.json"
+PACKAGED_TARGETS = ("trt",)
+"""Targets whose engine is built on the device."""
+LINTED_TARGETS = ("trt", "trt-rtx")
+HALF_SUFFIX = ".fp16"
+"""Of a part's name in the files of its FP16 graphs, where they stand beside INT8."""
+_KINDS = (".strong.onnx", ".weak.onnx")
+
+
+def lint_graphs(artifacts: Sequence[Artifact], trt_version: str) -> Path:
+    """Return `lint.json`, written beside the graphs of one of TensorRT's targets.
+
+    Args:
+        artifacts: all parts of one target.
+        trt_version: what the graphs of target `trt` were made for.
+
+    Raises:
+        ExportError: a graph breaks a rule that keeps an engine from being built, or makes it wrong.
+    """
+    folder = artifacts[0].path.parent
+    reports = []
+    for artifact in artifacts:
+        version = RTX if artifact.target == RTX else trt_version
+        profiled = frozenset(tensor.name for tensor in artifact.inputs)
+        reports += [lint_file(path, version, Known(profiled)) for path in graphs_of(artifact)]
+    broken = [report for report in reports if report.errors]
+    if broken:
+        raise ExportError(_broken_message(broken[0]))
+    path = folder / LINT_NAME
+    text = json.dumps([report.to_dict() for report in reports], indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def package_graphs(
+    artifacts: Sequence[Artifact],
+    golden: Mapping[str, tuple[Feeds, Outputs]],
+    batch: int | str,
+    options: PackageOptions,
+) -> tuple[Path, ...]:
+    """Return the files of the device package, written beside the graphs of all parts.
+
+    Args:
+        artifacts: all parts of target `trt`.
+        golden: by part, inputs and FP32 outputs of at least one batch.
+        batch: `dynamic`, or what the graphs are fixed to.
+        options: of the package as a whole.
+
+    Raises:
+        DataError: a golden output is not finite.
+    """
+    parts = tuple(_package_part(item, *golden[item.part], batch) for item in artifacts)
+    return write_package(artifacts[0].path.parent, parts, options)
+
+
+def graphs_of(artifact: Artifact) -> tuple[Path, ...]:
+    """Return the ONNX graphs among an artefact's files, in their order."""
+    return tuple(path for path in artifact.files if path.name.endswith(_KINDS))
+
+
+def _package_part(
+    artifact: Artifact, inputs: Feeds, reference: Outputs, batch: int | str
+) -> PackagePart:
+    cases = cases_from_arrays(inputs, reference, batch if isinstance(batch, int) else 1)
+    return PackagePart(
+        name=artifact.part,
+        inputs=input_specs(artifact.inputs),
+        outputs=tuple(tensor.name for tensor in artifact.outputs),
+        graphs=tuple(_package_graph(artifact, path, cases) for path in graphs_of(artifact)),
+        golden=cases,
+    )
+
+
+def _package_graph(artifact: Artifact, path: Path, cases: Sequence[PackageCase]) -> PackageGraph:
+    """Return a graph's record, with what ONNX Runtime makes of the golden inputs through it."""
+    is_half = path.name.startswith(f"{artifact.part}{HALF_SUFFIX}.")
+    precision = "fp16" if is_half else artifact.precision
+    data = tuple(p for p in artifact.files if p.name.startswith(path.name) and p != path)
+    with OrtRunner(path) as runner:
+        outputs = tuple(_as_float32(runner(dict(case.inputs))) for case in cases)
+    return graph_from_file(precision, path, outputs, data)
+
+
+def _as_float32(outputs: Outputs) -> Outputs:
+    return {name: value.astype(np.float32, copy=False) for name, value in outputs.items()}
+
+
+def _broken_message(report: LintReport) -> str:
+    first = next(f for f in report.findings if f.severity == "error")
+    return (
+        f"'{report.file}' breaks {report.errors} rule(s) of {report.version}; at '{first.node}': "
+        f"{first.why}. To mend it: {first.mend}. Nothing was written."
+    )

@@ -1,0 +1,214 @@
+"""`prune`: what `vitdeploy prune` does, from a model's name to a model folder.
+
+Also the images that importance is found on, and the step as a recipe's run takes it. The pruning
+itself is in `compress.prune`, the folder's format in `models.pruned`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.compress.prune import PruneInputs, PruneResult, prune_model
+from vitdeploy.compress.prune.importance import NEEDS_IMAGES, Batch
+from vitdeploy.data import ImageSet, packaged_set, scan_images, synthetic_set
+from vitdeploy.errors import DataError, UsageError
+from vitdeploy.image_sets import Source
+from vitdeploy.models import LoadedModel, load_model
+from vitdeploy.models.pruned import require_savable, save_model_folder
+from vitdeploy.models.pruning_record import record_from_config
+from vitdeploy.models.reference import read_json
+from vitdeploy.output import (
+    create_sibling,
+    raise_if_full,
+    replace_folder,
+    require_free_output,
+)
+from vitdeploy.progress import Progress, SilentProgress
+from vitdeploy.recipe import ModelSection, PruneSection, is_onnx_source
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a pruning did, and where the model is now."""
+
+    folder: Path
+    result: PruneResult
+    images: str | None
+    """Name of the image set, None where the criterion needs none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        result = self.result
+        return {
+            "model": result.loaded.spec.name,
+            "folder": str(self.folder),
+            "prune": result.section.model_dump(mode="json"),
+            "images": self.images,
+            "before": vars(result.before),
+            "after": vars(result.after),
+            "kept_heads": {path: list(ids) for path, ids in result.kept.heads.items()},
+            "kept_widths": {path: len(ids) for path, ids in result.kept.channels.items()},
+            "removed_blocks": list(result.kept.removed_blocks),
+            "notes": list(result.notes),
+        }
+
+
+def prune(
+    model: ModelSection,
+    section: PruneSection,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PruneReport:
+    """Prune a model and write it as a model folder, whole or not at all; return what was done.
+
+    Args:
+        model: what to load.
+        section: what to remove, and on which images importance is found.
+        output: the folder to write; `vitdeploy export` and `load_pruned` take it as MODEL.
+        seed: of drawing images, of classes drawn from the model, and of the random criterion.
+        force: replace a pruned model that is there.
+        progress: told of stages and steps.
+
+    Raises:
+        UsageError: the folder exists, or the model is an ONNX file.
+        VitdeployError: as `load_model`, `prune_loaded` and `save_model_folder`.
+    """
+    progress = progress or SilentProgress()
+    folder = Path(output)
+    if is_onnx_source(model.source):
+        raise UsageError(
+            f"'{model.source}' is an ONNX file; pruning needs the torch model: an alias, "
+            "timm:NAME, hf:REPO or a model folder."
+        )
+    _require_free(folder, force=force)
+    progress.stage("load")
+    loaded = load_model(model, seed)
+    require_savable(loaded)
+    images = pruning_images(section, loaded, seed)
+    progress.stage("prune")
+    result = prune_loaded(loaded, section, images, seed, progress)
+    for note in (*loaded.spec.notes, *result.notes):
+        progress.note(note)
+    progress.stage("write")
+    _write(result.loaded, folder)
+    return PruneReport(folder, result, images.images.name if images else None)
+
+
+def prune_loaded(
+    loaded: LoadedModel,
+    section: PruneSection,
+    images: Source | None,
+    seed: int,
+    progress: Progress,
+    latency_ms: Callable[[LoadedModel], float] | None = None,
+) -> PruneResult:
+    """Return `loaded` pruned; the step as a run takes it.
+
+    Args:
+        loaded: stays as it is, to be the reference.
+        section: what to remove.
+        images: of `pruning_images`.
+        seed: see `prune`.
+        progress: told of images done.
+        latency_ms: measures a candidate, where a latency is to be reached.
+
+    Raises:
+        CompressionError: see `prune_model`.
+        DataError: images that cannot be read.
+    """
+
+    def batches() -> Iterator[Batch]:
+        assert images is not None
+        labels = None if images.images.labels is None else np.asarray(images.images.labels)
+        height, width = images.preprocess.size
+        for pixels, indices in images.batches(16 if height * width <= 256 * 256 else 2):
+            yield pixels, None if labels is None else labels[indices]
+
+    def told(done: int) -> None:
+        progress.step(done, len(images) if images is not None else done)
+
+    source = None if images is None else batches
+    return prune_model(loaded, section, PruneInputs(source, seed, latency_ms, told))
+
+
+def pruning_images(
+    section: PruneSection, loaded: LoadedModel, seed: int, default: str | None = None
+) -> Source | None:
+    """Return the images that importance is found on; None for a criterion that needs none.
+
+    Args:
+        section: its path, else `default` (a recipe's calibration path), else the packaged set.
+        loaded: the model; its classes must be those of the images.
+        seed: of drawing them.
+        default: a path, `synthetic`, or None.
+
+    Raises:
+        DataError: nothing is there, the classes are not the model's, or there is one class only.
+        UsageError: a model of the user's own without images.
+    """
+    if section.criterion not in NEEDS_IMAGES:
+        return None
+    path = section.path or default
+    if path == "synthetic":
+        return Source(synthetic_set(section.samples, seed), loaded.spec.preprocess)
+    if path is not None:
+        return Source(_labelled(path, loaded).sample(section.samples, seed), loaded.spec.preprocess)
+    if loaded.spec.source.startswith("folder:"):
+        raise UsageError(
+            f"'{loaded.spec.name}' is a model of your own, so criterion '{section.criterion}' "
+            "needs images like those it will see: --calib FOLDER (class folders use the labels), "
+            "--calib synthetic for a trial, or --criterion magnitude, which needs none."
+        )
+    found = packaged_set("digits" if loaded.spec.calibration_set == "digits" else "photos", "calib")
+    return Source(found.sample(section.samples, seed), loaded.spec.preprocess)
+
+
+def _labelled(path: str, loaded: LoadedModel) -> ImageSet:
+    """Return the user's images; labels count only for a model with a value per class.
+
+    Raises:
+        DataError: all labels are the same, so that nothing tells classes apart.
+    """
+    name = loaded.class_output
+    logits = [t for part in loaded.parts for t in part.outputs if t.name == name]
+    if not logits:
+        return replace(scan_images(path), labels=None, label_names=())
+    classes = logits[0].shape[-1]
+    count = classes if isinstance(classes, int) else None
+    found = scan_images(path, loaded.spec.label_names, count)
+    if found.labels is not None and len(set(found.labels)) == 1:
+        raise DataError(
+            f"all {len(found)} images of '{found.name}' are of one class, so nothing shows which "
+            "heads tell classes apart. Give a folder with one folder per class, or the images "
+            "alone, without class folders: then the model's own outputs are the labels."
+        )
+    return found
+
+
+def _require_free(folder: Path, *, force: bool) -> None:
+    """Return where a model folder can be written; only a pruned model of ours is replaced."""
+    ours = (folder / "config.json").is_file() and (
+        record_from_config(read_json(folder / "config.json")) is not None
+    )
+    if not (force and ours):
+        require_free_output(folder, force=force)
+
+
+def _write(loaded: LoadedModel, folder: Path) -> None:
+    """Write the model folder beside its place, then put it there."""
+    staged = create_sibling(folder.resolve(), "partial")
+    try:
+        save_model_folder(loaded, staged)
+        replace_folder(staged, folder.resolve())
+    except BaseException as error:
+        raise_if_full(error, folder)
+        raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

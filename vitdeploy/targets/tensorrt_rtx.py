@@ -1,0 +1,96 @@
+"""NVIDIA TensorRT for RTX: an engine for GeForce and RTX cards, built here without a GPU.
+
+The engine comes with the strongly typed graph it was built from, which ONNX Runtime runs where
+there is no such card, and with `fusion.json`, the builder's own account of its kernels.
+"""
+
+from vitdeploy.bundle import Artifact
+from vitdeploy.errors import ExportError
+from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.lint.versions import version_from_text
+from vitdeploy.manifest import sha256_from_file
+from vitdeploy.runner import Runner
+from vitdeploy.targets import (
+    BuildRequest,
+    Settings,
+    Variant,
+    artifact_from_files,
+    tensor_infos,
+    tensorrt_graphs,
+)
+from vitdeploy.targets.fusion_report import fusion_from_engine, write_report
+from vitdeploy.targets.rtx_builder import LIBRARY, build_rtx_engine, require_builder
+from vitdeploy.targets.tensorrt_runner import (
+    gpu_runner,
+    input_specs,
+    missing_reason,
+    stand_in_runner,
+)
+
+NAME = "trt-rtx"
+OPSET = tensorrt_graphs.OPSET
+PRECISIONS = tensorrt_graphs.PRECISIONS
+
+
+def quant_scheme() -> QuantScheme:
+    """Return symmetric s8 with INT8 attention."""
+    return tensorrt_graphs.quant_scheme()
+
+
+def check_precision(precision: str) -> None:
+    """Raise UnsupportedError for what no graph here holds, or where the builder is missing."""
+    tensorrt_graphs.require_precision(NAME, precision)
+    require_builder()
+
+
+def variants() -> tuple[Variant, ...]:
+    """Return the precisions that a card can choose among."""
+    return tuple(Variant(name) for name in PRECISIONS)
+
+
+def untimed_reason() -> str | None:
+    """Return why no latency can be measured here; None where a card is."""
+    return missing_reason(LIBRARY)
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Write `<part>.engine`, the graph it came from and `<part>.fusion.json`.
+
+    Raises:
+        UnsupportedError: the builder is not installed.
+        ExportError: the builder refuses the graph.
+    """
+    graphs = tensorrt_graphs.graphs_from_request(request, version_from_text(NAME))
+    (strong, *beside), *_ = tensorrt_graphs.save_graphs(graphs, request).values()
+    built = build_rtx_engine(strong, input_specs(tensor_infos(request.model.graph.inputs)))
+    assert graphs.strong is not None
+    engine = request.folder / f"{request.part}.engine"
+    engine.write_bytes(built.data)
+    fusion = fusion_from_engine(graphs.strong, built)
+    report = write_report(fusion, request.folder / f"{request.part}.fusion.json")
+    settings: Settings = {
+        "tensorrt_rtx": built.version,
+        "compute_capabilities": ", ".join(built.cards),
+        **tensorrt_graphs.overflow_settings(graphs.overflow),
+    }
+    files = (engine, strong, *beside, report)
+    artifact = artifact_from_files(NAME, files, request, settings)
+    with stand_in_runner(strong, None, NAME):
+        return artifact
+
+
+def open(artifact: Artifact, threads: int | None = None) -> Runner:  # noqa: A001
+    """Return a runner: the engine where a card is here, else ONNX Runtime on its graph.
+
+    Raises:
+        ExportError: the engine does not load, or ONNX Runtime refuses the graph.
+    """
+    if untimed_reason() is None:
+        return gpu_runner(LIBRARY, artifact.path)
+    if sha256_from_file(artifact.path) != artifact.sha256:  # no card is here that would notice
+        raise ExportError(
+            f"cannot load '{artifact.path.name}': it is not the engine that was built. Export the "
+            "model again."
+        )
+    graph = artifact.path.with_name(f"{artifact.part}.strong.onnx")
+    return stand_in_runner(graph, threads, NAME)
