@@ -79,6 +79,16 @@ def test_no_latency_is_claimed_for_an_engine_that_was_not_built(place: Path):
     assert any("the device builds both" in note for note in report.notes)
 
 
+def test_the_report_says_what_the_builder_fused(place: Path):
+    pytest.importorskip("tensorrt_rtx", reason="the builder of TensorRT for RTX is not installed")
+    notes = read_report(place / "bundle/report.json").notes
+    (line,) = [note for note in notes if note.startswith("trt, model: TensorRT for RTX")]
+    fusion = json.loads((place / "bundle/trt/model.fusion.json").read_text())
+    assert fusion["int8_products"] > 0
+    assert f"runs {fusion['int8_products']} of {fusion['products']} products in INT8" in line
+    assert f"fuses {fusion['fused_attention']} of {fusion['attention']} attention layers" in line
+
+
 def test_its_build_script_says_what_a_machine_without_tensorrt_lacks(place: Path):
     script = place / "bundle/trt/build.py"
     without = "import sys, runpy; sys.modules['tensorrt'] = None; runpy.run_path(sys.argv.pop(), "

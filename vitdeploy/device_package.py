@@ -32,6 +32,8 @@ PACKAGED_TARGETS = ("trt",)
 LINTED_TARGETS = ("trt", "trt-rtx")
 HALF_SUFFIX = ".fp16"
 """Of a part's name in the files of its FP16 graphs, where they stand beside INT8."""
+_FUSION = ".fusion.json"
+_MOST_FALLBACKS = 3
 _KINDS = (".strong.onnx", ".weak.onnx")
 
 
@@ -81,6 +83,16 @@ def package_graphs(
     return write_package(artifacts[0].path.parent, parts, options)
 
 
+def fusion_notes(artifacts: Sequence[Artifact]) -> list[str]:
+    """Return a line on each graph whose kernels a builder listed: what runs in INT8, what fused."""
+    return [
+        _fusion_note(artifact.target, path)
+        for artifact in artifacts
+        for path in artifact.files
+        if path.name.endswith(_FUSION)
+    ]
+
+
 def graphs_of(artifact: Artifact) -> tuple[Path, ...]:
     """Return the ONNX graphs among an artefact's files, in their order."""
     return tuple(path for path in artifact.files if path.name.endswith(_KINDS))
@@ -111,6 +123,21 @@ def _package_graph(artifact: Artifact, path: Path, cases: Sequence[PackageCase])
 
 def _as_float32(outputs: Outputs) -> Outputs:
     return {name: value.astype(np.float32, copy=False) for name, value in outputs.items()}
+
+
+def _fusion_note(target: str, path: Path) -> str:
+    seen = json.loads(path.read_text(encoding="utf-8"))
+    note = (
+        f"{target}, {path.name.removesuffix(_FUSION)}: {seen['builder']} runs "
+        f"{seen['int8_products']} of {seen['products']} products in INT8 "
+        f"({seen['quantized_products']} are quantised) and fuses {seen['fused_attention']} of "
+        f"{seen['attention']} attention layers ({seen['int8_attention']} in INT8)"
+    )
+    fallen = [f"{item['name']} ({item['reason']})" for item in seen["fallbacks"]]
+    if fallen:
+        more = f" and {len(fallen) - _MOST_FALLBACKS} more" if len(fallen) > _MOST_FALLBACKS else ""
+        note += f"; fell back: {', '.join(fallen[:_MOST_FALLBACKS])}{more}"
+    return note + "."
 
 
 def _broken_message(report: LintReport) -> str:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vitdeploy.bundle import BundleWriter
 from vitdeploy.device import PackageOptions
-from vitdeploy.device_package import LINTED_TARGETS, PACKAGED_TARGETS, lint_graphs, package_graphs
+from vitdeploy.device_package import (
+    LINTED_TARGETS,
+    PACKAGED_TARGETS,
+    fusion_notes,
+    lint_graphs,
+    package_graphs,
+)
 from vitdeploy.documents import (
     REFERENCE,
     Findings,
@@ -109,7 +115,8 @@ def run(
         size = sum(part.bytes for part in whole)
         stages = work.clock.records
         notes = list(pruned.notes) if pruned else []
-        notes += [note for found in selected.values() for note in found.notes]
+        for found in selected.values():
+            notes += [*found.notes, *fusion_notes([item.artifact for item in found.compressed])]
         untimed = {name: reason for name, t in targets.items() if (reason := t.untimed_reason())}
         findings = Findings(
             compressed, size, fidelity, parity, latency, stages, notes, untimed=untimed
