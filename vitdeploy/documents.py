@@ -329,7 +329,7 @@ def _placement_notes(findings: Findings) -> list[str]:
             more = len(found.choices.kept_float) - 5
             line += f" and {more} more" if more > 0 else ""
         if found.attention.ceilings:
-            line += f"; {len(found.attention.ceilings)} attention layers in INT8 throughout"
+            line += f"; {len(found.attention.ceilings)} attention layer(s) in INT8 throughout"
         if item.restored:
             line += f"; back in float to keep max_drop_points: {', '.join(item.restored)}"
         if found.placement_reason:
