@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal, cast
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from vitdeploy.data import (
     scan_images,
     synthetic_set,
 )
-from vitdeploy.errors import CompressionError, DataError, UsageError
-from vitdeploy.models.spec import LoadedModel, ModelSpec
+from vitdeploy.errors import CompressionError, UsageError
+from vitdeploy.models.spec import LoadedModel
 from vitdeploy.recipe import Recipe
 from vitdeploy.report import ImagesInfo
 
@@ -161,8 +160,10 @@ def _calibration(recipe: Recipe, loaded: LoadedModel) -> tuple[ImageSet | None, 
     if section.path == "synthetic":
         return synthetic_set(section.samples, recipe.seed), None
     if section.path is None:
-        return _packaged(loaded.spec, "calib").sample(section.samples, recipe.seed), None
-    every = _scan(section.path, loaded)
+        return packaged_set(loaded.spec.calibration_set, "calib").sample(
+            section.samples, recipe.seed
+        ), None
+    every = scan_for_model(section.path, loaded)
     drawn = every.sample(section.samples, recipe.seed)
     return drawn, _without(every, drawn)
 
@@ -178,7 +179,7 @@ def _evaluation(
         count = section.samples or _SYNTHETIC_EVALUATION
         return synthetic_set(count, recipe.seed + 1), None
     if section.path is not None:
-        every = _scan(section.path, loaded)
+        every = scan_for_model(section.path, loaded)
         return _limited(every, section.samples, recipe.seed), None
     if left_over is not None and len(left_over) >= _LEAST_HELD_OUT:
         limit = section.samples or recipe.calibration.samples
@@ -187,11 +188,17 @@ def _evaluation(
     if left_over is not None and calibration is not None:
         note = "compared on the calibration images themselves; give --eval PATH for held-out ones."
         return _limited(calibration, section.samples, recipe.seed), note
-    return _limited(_packaged(loaded.spec, "eval"), section.samples, recipe.seed), None
+    return _limited(
+        packaged_set(loaded.spec.calibration_set, "eval"), section.samples, recipe.seed
+    ), None
 
 
-def _scan(path: str, loaded: LoadedModel) -> ImageSet:
-    """Return the user's images; their classes matter only to a model with logits."""
+def scan_for_model(path: str, loaded: LoadedModel) -> ImageSet:
+    """Return the user's images; their classes matter only to a model with logits.
+
+    Raises:
+        DataError: no readable images, or classes that are not the model's.
+    """
     name = loaded.class_output
     logits = [t for part in loaded.parts for t in part.outputs if t.name == name]
     if not logits:
@@ -199,12 +206,6 @@ def _scan(path: str, loaded: LoadedModel) -> ImageSet:
     classes = logits[0].shape[-1]
     count = classes if isinstance(classes, int) else None
     return scan_images(path, loaded.spec.label_names, count)
-
-
-def _packaged(spec: ModelSpec, split: Literal["calib", "eval"]) -> ImageSet:
-    if spec.calibration_set not in ("digits", "photos", "scenes"):
-        raise DataError(f"no packaged image set '{spec.calibration_set}'; give --calib and --eval.")
-    return packaged_set(cast("Literal['digits', 'photos', 'scenes']", spec.calibration_set), split)
 
 
 def _limited(images: ImageSet, samples: int | None, seed: int) -> ImageSet:

@@ -6,7 +6,7 @@ itself is in `compress.prune`, the folder's format in `models.pruned`.
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from vitdeploy.compress.prune import PruneInputs, PruneResult, prune_model
 from vitdeploy.compress.prune.importance import NEEDS_IMAGES, Batch
-from vitdeploy.data import ImageSet, packaged_set, scan_images, synthetic_set
+from vitdeploy.data import ImageSet, packaged_set, synthetic_set
 from vitdeploy.errors import DataError, UsageError
-from vitdeploy.image_sets import Source
+from vitdeploy.image_sets import Source, scan_for_model
 from vitdeploy.models import LoadedModel, load_model
 from vitdeploy.models.pruned import require_savable, save_model_folder
 from vitdeploy.models.pruning_record import record_from_config
@@ -166,7 +166,7 @@ def pruning_images(
             "needs images like those it will see: --calib FOLDER (class folders use the labels), "
             "--calib synthetic for a trial, or --criterion magnitude, which needs none."
         )
-    found = packaged_set("digits" if loaded.spec.calibration_set == "digits" else "photos", "calib")
+    found = packaged_set(loaded.spec.calibration_set, "calib")
     return Source(found.sample(section.samples, seed), loaded.spec.preprocess)
 
 
@@ -176,13 +176,7 @@ def _labelled(path: str, loaded: LoadedModel) -> ImageSet:
     Raises:
         DataError: all labels are the same, so that nothing tells classes apart.
     """
-    name = loaded.class_output
-    logits = [t for part in loaded.parts for t in part.outputs if t.name == name]
-    if not logits:
-        return replace(scan_images(path), labels=None, label_names=())
-    classes = logits[0].shape[-1]
-    count = classes if isinstance(classes, int) else None
-    found = scan_images(path, loaded.spec.label_names, count)
+    found = scan_for_model(path, loaded)
     if found.labels is not None and len(set(found.labels)) == 1:
         raise DataError(
             f"all {len(found)} images of '{found.name}' are of one class, so nothing shows which "

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data import Preprocess
+from vitdeploy.data.packaged import PackagedName
 from vitdeploy.models.pruning_record import PruningRecord
 from vitdeploy.recipe import PreprocessSection
 
@@ -64,7 +65,7 @@ class ModelSpec:
     preprocess: Preprocess
     label_names: tuple[str, ...] = ()
     weights: Literal["pretrained", "checkpoint", "random", "packaged", "unknown"] = "pretrained"
-    calibration_set: str = "photos"
+    calibration_set: PackagedName = "photos"
     """The packaged image set that fits the task: `digits`, `photos` or `scenes`."""
     notes: tuple[str, ...] = ()
     """What the user should know, for instance of a resampled position embedding."""
