@@ -1,0 +1,65 @@
+"""The recipe: everything one run was asked to do, and nothing else.
+
+Data only, so that reading a recipe loads no torch. All mistakes of a recipe are
+reported at once. What the words mean is in the field descriptions; the JSON schema
+generated from them is `recipes/recipe.schema.json`.
+
+`names` has precisions and targets, `sections` what surrounds the work, `compression` one section
+for each step that makes a model smaller, `whole` the recipe and its reading and writing.
+"""
+
+from vitdeploy.recipe.compression import Int8Choices, Int8Section, PruneSection
+from vitdeploy.recipe.names import (
+    PRECISIONS,
+    TARGET_NAMES,
+    TARGET_SYNONYMS,
+    Precision,
+    TargetName,
+    canonical_precision,
+    canonical_target,
+)
+from vitdeploy.recipe.sections import (
+    CalibrationSection,
+    EvaluationSection,
+    ExportSection,
+    GateSection,
+    MeasureSection,
+    ModelSection,
+    PreprocessSection,
+    is_onnx_source,
+)
+from vitdeploy.recipe.whole import (
+    EngineChoice,
+    Recipe,
+    recipe_from_dict,
+    recipe_from_yaml,
+    recipe_sha256,
+    yaml_from_recipe,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "TARGET_NAMES",
+    "TARGET_SYNONYMS",
+    "CalibrationSection",
+    "EngineChoice",
+    "EvaluationSection",
+    "ExportSection",
+    "GateSection",
+    "Int8Choices",
+    "Int8Section",
+    "MeasureSection",
+    "ModelSection",
+    "Precision",
+    "PreprocessSection",
+    "PruneSection",
+    "Recipe",
+    "TargetName",
+    "canonical_precision",
+    "canonical_target",
+    "is_onnx_source",
+    "recipe_from_dict",
+    "recipe_from_yaml",
+    "recipe_sha256",
+    "yaml_from_recipe",
+]
