@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vitdeploy export vit-digits --int8 --target onnx --target openvino --output demo --force
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@
 `val` class folders. `vit-digits` needs neither. Every variant computes the FP32 model's function;
 the injected ones hide outliers in it (the inverse of an exact fold). All methods see the same 256
 calibration images and are judged on the same evaluation images, each on its own engine: ORT for
-the `onnx` and `trt` schemes, OpenVINO in f32 for NNCF and for the `openvino` scheme.
+the `onnx` and `trt` schemes and for the graphs that ship for TensorRT, OpenVINO in f32 for NNCF and
+for the `openvino` scheme.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from vitdeploy.models import load
 from vitdeploy.models.spec import LoadOptions
 from vitdeploy.onnx_export import onnx_from_part
 from vitdeploy.recipe import Int8Section
-from vitdeploy.targets import load_target
+from vitdeploy.targets import BuildRequest, load_target
 from vitdeploy.targets.onnx import OrtRunner, runner_from_model
 
 CALIBRATION_IMAGES = 256
@@ -266,6 +267,29 @@ def ours_openvino(model: ir.Model, subject: Subject) -> tuple[np.ndarray, float]
     return _run_openvino(_openvino_from(result.model), subject.pixels), result.int8_macs_percent
 
 
+def ours_tensorrt(kind: str) -> Callable[[ir.Model, Subject], tuple[np.ndarray, float]]:
+    """Return what ships for TensorRT, INT8 attention and FP16 layers included, run by ORT.
+
+    Args:
+        kind: `strong`, FP16 between the Q/DQ, for TensorRT 10 and newer; or `weak`, FP32.
+    """
+
+    def run(model: ir.Model, subject: Subject) -> tuple[np.ndarray, float]:
+        target = load_target("trt")
+        result = quantize_int8(model, target.quant_scheme(), _batches(subject), Int8Section())
+        with tempfile.TemporaryDirectory() as folder:
+            request = BuildRequest(
+                "model", result.model, "int8", Path(folder), None, images=_batches(subject)
+            )
+            artifact = target.build(request)
+            # the file that a bundle's check runs, where no TensorRT is here
+            path = artifact.path.with_name(f"model.{kind}.onnx")
+            with OrtRunner(path) as runner:
+                return first_output(runner, subject.pixels), result.int8_macs_percent
+
+    return run
+
+
 def ort_static(symmetric: bool) -> Callable[[ir.Model, Subject], tuple[np.ndarray, None]]:
     """Return ORT's `quantize_static`, QDQ, per channel, min-max, all its default operators."""
     from onnxruntime.quantization import (
@@ -353,6 +377,8 @@ METHODS: dict[str, Callable[[ir.Model, Subject], tuple[np.ndarray, float | None]
     "vitdeploy onnx": ours(load_target("onnx").quant_scheme()),
     "vitdeploy openvino": ours_openvino,
     "vitdeploy trt scheme": ours(SYMMETRIC),
+    "vitdeploy trt": ours_tensorrt("strong"),
+    "vitdeploy trt weak": ours_tensorrt("weak"),
     "ORT u8s8": ort_static(symmetric=False),
     "ORT s8s8": ort_static(symmetric=True),
     "NNCF default": nncf(smooth=True),

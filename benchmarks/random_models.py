@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--peers", action="store_true", help="compare with ORT and NNCF instead")
     parser.add_argument("--evaluation", type=int, default=32, help="images the peers are judged on")
+    parser.add_argument("--methods", default=",".join(PEER_METHODS), help="of --peers, with commas")
     parser.add_argument("--image-size", type=int, help="for the model of --only")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing")
@@ -117,6 +118,7 @@ def run_peers(options: argparse.Namespace) -> None:
     for name, pixels in asked(PEER_MODELS, options):
         command = [sys.executable, __file__, "--one", "--only", name]
         command += ["--samples", str(options.samples), "--evaluation", str(options.evaluation)]
+        command += ["--methods", options.methods]
         command += ["--image-size", str(pixels)] if pixels else []
         command += ["--calib", options.calib] if options.calib else []
         subprocess.run(command, check=False)
@@ -148,7 +150,7 @@ def print_peers(name: str, pixels: int | None, options: argparse.Namespace) -> N
         expected = fidelity.first_output(runner, evaluation).astype(np.float64)
     signal = np.square(expected - expected.mean(axis=0)).sum()
     subject = fidelity.Subject(name, model, calibration, evaluation, np.zeros(len(evaluation)))
-    for method in PEER_METHODS:
+    for method in options.methods.split(","):
         start = time.perf_counter()
         try:
             found, _ = fidelity.METHODS[method](model, subject)

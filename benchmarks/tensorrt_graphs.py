@@ -35,7 +35,15 @@ MODELS = (
 )
 PRECISIONS = ("fp16", "int8")
 COLUMNS = ("model", "precision", "parse", "build", "engine MB", "build s", "peak GB")
-COUNTS = ("INT8 products", "attention fused", "in INT8", "lint errors", "warnings")
+COUNTS = (
+    "INT8 products",
+    "quantised",
+    "MACs in INT8, %",
+    "attention fused",
+    "in INT8",
+    "lint errors",
+    "warnings",
+)
 
 
 def main() -> None:
@@ -80,7 +88,7 @@ def row_of(named: str, precision: str) -> dict[str, Any]:
     from vitdeploy.errors import ExportError
     from vitdeploy.targets import BuildRequest, load_target
 
-    model = quantized_model(named, precision)
+    model, int8_macs_percent = quantized_model(named, precision)
     row: dict[str, Any] = {"model": named, "precision": precision}
     with tempfile.TemporaryDirectory() as folder:
         target = load_target("trt-rtx")
@@ -99,18 +107,24 @@ def row_of(named: str, precision: str) -> dict[str, Any]:
             "engine MB": round(artifact.path.stat().st_size / 1e6, 1),
             "build s": round(seconds, 1),
             "INT8 products": f"{fusion['int8_products']}/{fusion['products']}",
+            "quantised": fusion["quantized_products"],
             "attention fused": f"{fusion['fused_attention']}/{fusion['attention']}",
             "in INT8": fusion["int8_attention"],
             **lint_counts(Path(folder) / "model.strong.onnx"),
         }
+        if int8_macs_percent is not None:
+            row["MACs in INT8, %"] = round(int8_macs_percent, 1)
         if fusion["fallbacks"]:
             row["why"] = "; ".join(f"{f['name']}: {f['reason']}" for f in fusion["fallbacks"][:2])
     row["peak GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
     return row
 
 
-def quantized_model(named: str, precision: str) -> Any:
-    """Return the FP32 or Q/DQ graph of a model with random weights."""
+def quantized_model(named: str, precision: str) -> tuple[Any, float | None]:
+    """Return the graph of a model with random weights, and its share of MACs with Q/DQ if any.
+
+    The share is of the products with weights; small convolutions and single rows have no Q/DQ.
+    """
     from vitdeploy.compress import attention_int8
     from vitdeploy.compress.int8 import quantize_int8
     from vitdeploy.models import load
@@ -126,11 +140,12 @@ def quantized_model(named: str, precision: str) -> Any:
     pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     model = onnx_from_part(part, pixels, "dynamic", OPSET)
     if precision != "int8":
-        return model
+        return model, None
     attention_int8.SMALL_NOISE = float("inf")  # random weights say nothing of noise
     section = Int8Section(placement="all", folds="off", clip="minmax", rounding="nearest")
     feeds = [{part.inputs[0].name: pixels[:1]}]
-    return quantize_int8(model, quant_scheme(), lambda: iter(feeds), section).model
+    found = quantize_int8(model, quant_scheme(), lambda: iter(feeds), section)
+    return found.model, found.int8_macs_percent
 
 
 def lint_counts(path: Path) -> dict[str, int]:

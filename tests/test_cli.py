@@ -240,15 +240,39 @@ def test_5_export(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("more", [["--precision", "w4a8"], ["--precision", "int4"]])
-def test_6_not_in_this_version(
-    more: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--precision", "w4a8", "--target", "trt"], "multiplies in FP16"),
+        (["--int4", "--target", "trt", "--trt-version", "10.3"], "TensorRT 10.3 reads no INT4"),
+        (["--int4", "--target", "trt", "--trt-version", "8.6"], "TensorRT 10.15 is the first"),
+    ],
+)
+def test_6_what_the_target_lacks_of_int4(
+    more: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     given = [a for a in export_arguments(place, tmp_path / "out", *more) if a != "--int8"]
     assert exit_code_from(given) == UnsupportedError.exit_code
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "not available in this version" in lines[0]
+    assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--int8", "--int4"], "more than one precision"),
+        (["--int8", "--int4-mixed"], "--int4-mixed chooses between INT4 and INT8"),
+        (["--int4", "--int4-max-size", "20"], "goals of --int4-mixed"),
+        (["--int4", "--opset", "20"], "INT4 weights came with opset 21"),
+    ],
+)
+def test_2_options_of_int4_that_do_not_go_together(
+    more: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ["export", str(place / "model"), *more, "-o", str(tmp_path / "out")]
+    assert exit_code_from(given) == UsageError.exit_code
+    assert said in errors(capsys)
 
 
 def test_6_precision_the_runtime_lacks(
@@ -311,7 +335,7 @@ def test_130_interrupted(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitdeploy.stages.collect_outputs", interrupt)
+    monkeypatch.setattr("vitdeploy.comparing.collect_outputs", interrupt)
     assert exit_code_from(export_arguments(place, tmp_path / "out")) == 130
     assert "interrupted" in errors(capsys)
     assert not list(tmp_path.iterdir())

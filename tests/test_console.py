@@ -1,5 +1,7 @@
 """Tables, messages and progress: on stderr, whole, and without taking names for markup."""
 
+from functools import partial
+
 import pytest
 from rich.console import Console
 
@@ -70,6 +72,21 @@ def test_no_figure_is_cut_on_a_narrow_terminal(terminal: None, capsys: pytest.Ca
     assert "…" not in shown
     # the heading has one more `a`
     assert (shown.count("a"), shown.count("x"), shown.count("y")) == (31, 30, 30)
+
+
+def test_figures_stand_beside_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    wide = partial(Console, stderr=True, highlight=False, width=140, force_terminal=True)
+    monkeypatch.setattr(console, "people", wide)
+    with ConsoleProgress() as progress:
+        progress.stage("train")
+        progress.step(1, 10)
+        progress.detail("loss 1.234, 80 images/s, 0:10 left")
+    assert "loss 1.234, 80 images/s, 0:10 left" in capsys.readouterr().err
+    with ConsoleProgress(quiet=True) as progress:
+        progress.detail("loss 1.234")
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_is_one_line_a_stage_where_no_terminal_is(capsys: pytest.CaptureFixture[str]):

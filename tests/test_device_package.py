@@ -79,6 +79,18 @@ def test_no_latency_is_claimed_for_an_engine_that_was_not_built(place: Path):
     assert any("the device builds both" in note for note in report.notes)
 
 
+def test_the_size_is_of_the_graph_that_a_device_loads(place: Path):
+    """INT8 and FP16, strong and weak: four graphs, of which a device builds one."""
+    report = read_report(place / "bundle/report.json")
+    folder = place / "bundle/trt"
+    assert report.size_bytes["trt"] == (folder / "model.strong.onnx").stat().st_size
+    (artifact,) = report.artifacts
+    assert artifact.bytes > sum(path.stat().st_size for path in folder.glob("*.onnx")) - 1
+    (note,) = [note for note in report.notes if note.startswith("trt: a device loads")]
+    assert f"loads {report.size_bytes['trt'] / 1e6:.2f} MB" in note
+    assert f"take {artifact.bytes / 1e6:.2f} MB together" in note
+
+
 def test_the_report_says_what_the_builder_fused(place: Path):
     pytest.importorskip("tensorrt_rtx", reason="the builder of TensorRT for RTX is not installed")
     notes = read_report(place / "bundle/report.json").notes

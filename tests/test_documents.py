@@ -69,7 +69,7 @@ def quantized() -> Int8Result:
         int8_macs_percent=97.0,
         choices=Int8Choices(kept_float=("fc1",)),
         noise={"fc1": 3.0, "fc2": 1.0},
-        search=SearchCost(seconds=3.0, candidates=12),
+        search=SearchCost(3.0, 12, ("GPTQ rounding of 4 products",)),
     )
 
 
@@ -119,6 +119,9 @@ def test_the_report_has_what_was_found(tmp_path: Path, description: ModelDescrip
     assert row.path == "onnx/model.onnx"
     assert row.int8_macs_percent == 97.0
     assert [stage.name for stage in report.stages] == ["load"]
+    (search,) = report.search
+    assert (search.target, search.part, search.seconds) == ("onnx", "model", 3.0)
+    assert (search.candidates, search.skipped) == (12, ("GPTQ rounding of 4 products",))
     assert report.parity[0].passed
     assert "a note of the model's" in report.notes
     assert "calibration: generic" in report.stamps

@@ -3,8 +3,9 @@
 import pytest
 
 from tests.report.samples import sample
-from vitdeploy.gates import check_gates
+from vitdeploy.gates import check_gates, unfaithful_reason
 from vitdeploy.recipe import GateSection
+from vitdeploy.report import FidelityRow
 
 FIDELITY = sample().fidelity
 """top-1: onnx 98.33 -> 97.78, openvino 98.33 -> 98.06."""
@@ -25,6 +26,31 @@ def test_drop_is_checked_for_each_target():
     assert not rows["max_drop_points:onnx:top1"].passed
     assert rows["max_drop_points:onnx:top1"].value == pytest.approx(0.55)
     assert rows["max_drop_points:openvino:top1"].passed
+
+
+def mask_rows(iou: float) -> tuple[FidelityRow, ...]:
+    """Of a model that segments: mask IoU, beside a cosine of its encoder that would pass."""
+    return tuple(
+        FidelityRow(
+            target="onnx",
+            part=part,
+            metric=metric,
+            reference=1.0,
+            value=value,
+            delta=value - 1.0,
+            unit=unit,
+            n=4,
+        )
+        for part, metric, value, unit in (
+            ("image_encoder", "cosine_mean", 0.9999, "cosine"),
+            ("model", "mask_iou_mean", iou, "IoU"),
+        )
+    )
+
+
+@pytest.mark.parametrize(("iou", "reason"), [(0.98, None), (0.97, "mask IoU 0.9700, 0.98 needed")])
+def test_without_a_gate_masks_say_what_is_faithful(iou: float, reason: str | None):
+    assert unfaithful_reason(GateSection(), mask_rows(iou), "onnx") == reason
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(1.4, True), (1.5, True), (1.6, False)])

@@ -8,6 +8,7 @@ import pytest
 
 from tests.model_folders import write_images
 from tests.small_models import loaded_from_part
+from vitdeploy import image_sets
 from vitdeploy.errors import CompressionError, DataError, UsageError
 from vitdeploy.image_sets import Chosen, choose_sets, reject_missing_calibration, stamps_of
 from vitdeploy.models.spec import TensorSpec
@@ -109,6 +110,21 @@ def test_labels_mean_nothing_to_a_model_without_classes(images: Path):
     chosen = choose_sets(recipe(evaluation={"path": str(images)}), loaded)
     assert chosen.labels is None
     assert len(chosen.evaluation) == 30
+
+
+def test_of_a_model_with_prompts_few_large_pictures_are_compared(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_sets, "_MOST_PROMPTED_PIXELS", 5 * 32 * 32)
+    loaded = loaded_from_part()
+    prompted = dataclasses.replace(loaded.parts[0], name="decoder", example=lambda _: {})
+    several = dataclasses.replace(loaded, parts=(*loaded.parts, prompted))
+    section = {"path": str(images)}
+    chosen = choose_sets(recipe(evaluation=section), several)
+    assert len(chosen.evaluation) == 5
+    assert "compared on 5 of 30 pictures" in chosen.notes[0]
+    assert len(choose_sets(recipe(evaluation={**section, "samples": 9}), several).evaluation) == 9
+    assert len(choose_sets(recipe(evaluation=section), loaded).evaluation) == 30
 
 
 def test_classes_that_the_model_lacks_are_refused(images: Path):

@@ -13,16 +13,21 @@ import vitdeploy
 
 PACKAGE = Path(vitdeploy.__file__).parent
 LAYERS = [
-    {"errors", "progress", "version", "cpu"},
+    {"errors", "progress", "version", "cpu", "allocator"},
     {"recipe", "bundle", "manifest", "golden", "output", "data", "graph", "report", "runner"},
     {"models", "targets", "device", "lint", "metrics", "measure", "onnx_export", "environment"}
-    | {"masks", "prompts"},
-    {"compress", "predictor", "evaluation", "gates", "image_sets"},
+    | {"masks", "mask_resizing", "prompts"},
+    {"compress", "activations", "predictor", "evaluation", "gates", "image_sets", "joined"}
+    | {"mask_fidelity"},
     {
         "pipeline",
         "device_package",
         "pruning",
+        "distilling",
         "stages",
+        "golden_set",
+        "job",
+        "comparing",
         "restoration",
         "selection",
         "checking",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.errors import DataError
-from vitdeploy.masks import MaskScores, boundary, boundary_iou, eroded, mask_iou, score_masks
+from vitdeploy.masks import boundary, boundary_iou, eroded, mask_iou
 
 
 def square(left: int, top: int, side: int, size: int = 60) -> np.ndarray:
@@ -59,30 +59,6 @@ def test_small_pictures_have_a_boundary_of_one_pixel():
     assert boundary_iou(square(2, 2, 6, 10), square(3, 3, 4, 10)) == 0.0
 
 
-def test_scores_are_mean_and_worst_of_logits_and_masks_of_any_size():
-    first = square(0, 0, 10)
-    logits = np.where(square(5, 0, 10), 3.0, -0.5).astype(np.float32)
-    same = square(10, 10, 50, 80)
-    scores = score_masks([(first, logits), (same, same)])
-    assert scores.iou_mean == pytest.approx((1 / 3 + 1) / 2)
-    assert scores.iou_min == pytest.approx(1 / 3)
-    expected = boundary_iou(first, square(5, 0, 10))
-    assert scores.boundary_iou_mean == pytest.approx((1 + expected) / 2)
-    assert scores.boundary_iou_min == pytest.approx(expected)
-    assert scores.count == 2
-
-
-def test_the_names_are_those_of_reports():
-    assert MaskScores(0.9, 0.5, 0.8, 0.4, 3).named() == {
-        "mask_iou_mean": 0.9,
-        "mask_iou_min": 0.5,
-        "boundary_iou_mean": 0.8,
-        "boundary_iou_min": 0.4,
-    }
-
-
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(DataError, match=r"\(60, 60\) and \(50, 50\) pixels cannot be compared"):
         mask_iou(square(0, 0, 5), square(0, 0, 5, 50))
-    with pytest.raises(DataError, match="no masks to compare"):
-        score_masks([])

@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from vitdeploy import measure
 from vitdeploy.measure import StageClock, Subject, Timing, measure_latency
 
 
@@ -37,6 +38,18 @@ def test_subjects_take_turns_and_the_slower_is_seen_to_be_slower():
 def test_a_budget_of_nothing_still_measures_three_rounds():
     timings = measure_latency([Subject("a", Sleeper(0.0, [], "a"), {}, 1)], seconds=0.0)
     assert len(timings["a"].samples_ms) >= 3
+
+
+def test_of_what_is_slow_few_samples_are_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "_SLOW_SECONDS", 0.02)
+    log: list[str] = []
+    subjects = [
+        Subject("fast", Sleeper(0.0, log, "fast"), {}, 1),
+        Subject("slow", Sleeper(0.03, log, "slow"), {}, 1),
+    ]
+    timings = measure_latency(subjects, seconds=0.0)
+    assert len(timings["slow"].samples_ms) == 2
+    assert log.count("slow") == 3  # one of them to warm up
 
 
 def test_percentiles_and_throughput():

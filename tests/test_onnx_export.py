@@ -201,6 +201,29 @@ def test_a_reference_of_nan_is_refused(images: np.ndarray):
         check_parity(part, runner, images, [2])
 
 
+class Cancelling(torch.nn.Module):
+    """Returns the mean of each channel, rounded as numbers of 1000 are in float32."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)) + 1000 - 1000
+
+
+@pytest.mark.parametrize(("times", "passes"), [(1, True), (20, False)])
+def test_torchs_own_rounding_is_allowed_for(images: np.ndarray, times: int, passes: bool):
+    part = part_from_module(Cancelling(), classes=3)
+    exact = images[:2].astype(np.float64).mean((2, 3))
+    rounded = part.module(torch.from_numpy(images[:2])).numpy()
+    assert np.abs(rounded - exact).max() > 1e-4 * np.sqrt(np.square(exact).mean())
+    runner = Answering(lambda _: (rounded + times * (exact - rounded)).astype(np.float32))
+    if passes:
+        (row,) = check_parity(part, runner, images, [2])
+        assert row.passed
+        assert row.tolerance > onnx_export.PARITY_TOLERANCE
+    else:
+        with pytest.raises(ExportError, match="differs from torch at batch 2"):
+            check_parity(part, runner, images, [2])
+
+
 class Branching(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pooled = pixels.mean((2, 3))

@@ -7,14 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vitdeploy
 from tests.model_folders import write_images, write_vit_folder
 from vitdeploy.cli import exit_code_from
-from vitdeploy.errors import CompressionError, DataError, ModelError, UsageError
+from vitdeploy.compress.prune import budget
+from vitdeploy.errors import (
+    CompressionError,
+    DataError,
+    ModelError,
+    UnsupportedError,
+    UsageError,
+)
+from vitdeploy.measure import Subject, Timing
 from vitdeploy.models import LoadOptions, load
 from vitdeploy.models.pruned import load_pruned
 from vitdeploy.progress import SilentProgress
-from vitdeploy.pruning import prune, prune_loaded, pruning_images
-from vitdeploy.recipe import ModelSection, PruneSection
+from vitdeploy.pruning import latency_on, prune_loaded, pruning_images
+from vitdeploy.recipe import PruneSection, recipe_from_yaml
+from vitdeploy.targets import onnx
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +146,15 @@ def test_a_failed_write_leaves_nothing(place, tmp_path, monkeypatch):
         raise OSError("no")
 
     monkeypatch.setattr("vitdeploy.pruning.save_model_folder", fail)
-    section = PruneSection(mlp=0.3, criterion="random")
+    section = {"mlp": 0.3, "criterion": "random"}
     with pytest.raises(OSError, match="no"):
-        prune(ModelSection(source=str(place / "model")), section, tmp_path / "pruned")
+        vitdeploy.prune(str(place / "model"), tmp_path / "pruned", prune=section)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_alias_is_pruned_on_its_packaged_images(tmp_path):
-    section = PruneSection(heads=0.3, mlp=0.3, samples=20)
-    report = prune(ModelSection(source="vit-digits"), section, tmp_path / "pruned")
+    section = {"heads": 0.3, "mlp": 0.3, "samples": 20}
+    report = vitdeploy.prune("vit-digits", tmp_path / "pruned", prune=section)
     assert report.images == "digits/calib"
     assert report.to_dict()["after"]["parameters"] < report.to_dict()["before"]["parameters"]
     assert load(LoadOptions(str(tmp_path / "pruned"))).spec.label_names
@@ -173,3 +183,100 @@ def test_labels_stay_with_their_images(place, monkeypatch):
     # label 0 is the folder of red pictures, 1 of green, 2 of blue ones
     assert np.array_equal(pixels.mean((2, 3)).argmax(1), labels)
     assert inputs.seed == 3
+
+
+class SizeClock:
+    """Stands for timing: a candidate that was built and runs takes 1 ms for each 10 kB."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        build = onnx.build
+
+        def counted(request):
+            artifact = build(request)
+            assert request.precision == "fp32"
+            self.sizes.append(artifact.bytes)
+            return artifact
+
+        monkeypatch.setattr(onnx, "build", counted)
+        monkeypatch.setattr(budget, "_MEASURED_STEPS", 3)  # each candidate is exported
+        monkeypatch.setattr("vitdeploy.pruning.measure_latency", self)
+
+    def __call__(self, subjects: list[Subject], seconds: float):
+        assert seconds > 0
+        (subject,) = subjects
+        assert subject.runner(subject.feeds)["logits"].shape == (subject.batch, 3)
+        return {subject.name: Timing(np.full(3, self.sizes[-1] / 1e4), subject.batch)}
+
+
+def test_a_latency_is_reached_by_building_and_timing_candidates(
+    place, tmp_path, monkeypatch, capsys
+):
+    clock = SizeClock(monkeypatch)
+    limit = ("--to-latency-ms", "25", "--criterion", "magnitude", "--width-multiple", "1")
+    assert command(place, tmp_path / "pruned", *limit, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    whole, kept = clock.sizes[0], clock.sizes[-1]
+    assert kept <= 250_000 < whole
+    assert kept > 150_000  # no more went than an eighth of the heads and channels too many
+    assert 0 < report["prune"]["found_share"] < 1
+    (note,) = [note for note in report["notes"] if " ms " in note]
+    assert note.startswith(f"{whole / 1e4:.4g} to {kept / 1e4:.4g} ms (25 asked for)")
+    assert load_pruned(tmp_path / "pruned")
+
+
+def test_a_latency_that_cannot_be_measured_or_reached(place, tmp_path, monkeypatch, capsys):
+    arguments = ("--to-latency-ms", "5", "--criterion", "magnitude", "--target")
+    if load_target_reason("trt") is not None:
+        assert command(place, tmp_path / "pruned", *arguments, "trt") == UnsupportedError.exit_code
+        assert "'trt' cannot be timed here" in errors(capsys)
+    assert command(place, tmp_path / "pruned", *arguments, "npu") == UsageError.exit_code
+    assert "unknown target 'npu'" in errors(capsys)
+    SizeClock(monkeypatch)
+    assert command(place, tmp_path / "pruned", *arguments, "onnx") == CompressionError.exit_code
+    assert "5 ms cannot be reached" in errors(capsys)
+    assert command(place, tmp_path / "pruned", "--to-latency-ms", "0") == UsageError.exit_code
+    assert not list(tmp_path.iterdir())
+
+
+def load_target_reason(name: str) -> str | None:
+    from vitdeploy.targets import load_target
+
+    return load_target(name).untimed_reason()
+
+
+def test_a_model_is_timed_on_its_target(place):
+    loaded = load(LoadOptions(str(place / "model")))
+    for name in ("onnx", "openvino"):
+        assert 0 < latency_on(name, batch=3)(loaded) < 10_000
+    with pytest.raises(UnsupportedError, match="'npu' is not available"):
+        latency_on("npu")
+
+
+def test_a_recipe_reaches_a_latency_and_its_rerun_measures_nothing(place, tmp_path, monkeypatch):
+    clock = SizeClock(monkeypatch)
+    section = {"to_latency_ms": 25, "criterion": "magnitude", "width_multiple": 1}
+    sections = {"evaluation": {"path": str(place / "images")}, "measure": {"seconds": 0}}
+    bundle = tmp_path / "bundle"
+    report = vitdeploy.export(str(place / "model"), output=bundle, prune=section, **sections)
+    assert any("25 asked for" in note for note in report.notes)
+    assert len(clock.sizes) > 3  # the whole, the least, and what lies between
+    recipe = recipe_from_yaml(bundle / "recipe.yaml")
+    assert recipe.prune.found_share > 0
+    clock.sizes.clear()
+    again = vitdeploy.run(recipe, output=tmp_path / "again")
+    assert len(clock.sizes) == 1  # the artefact itself
+    assert again.size_bytes == report.size_bytes
+
+
+def test_the_functions_are_public(place, tmp_path):
+    section = {"mlp": 0.3, "criterion": "magnitude"}
+    done = vitdeploy.prune(str(place / "model"), tmp_path / "pruned", prune=section, seed=2)
+    model = vitdeploy.load_pruned(tmp_path / "pruned")
+    assert sum(p.numel() for p in model.parameters()) == done.to_dict()["after"]["parameters"]
+    with pytest.raises(UsageError, match="nothing to prune"):
+        vitdeploy.prune(str(place / "model"), tmp_path / "other")
+    with pytest.raises(UsageError, match="pruning"):
+        vitdeploy.prune(str(place / "model"), tmp_path / "other", pruning=section)
+    with pytest.raises(ModelError, match="holds no pruned model"):
+        vitdeploy.load_pruned(place / "model")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.errors import UnsupportedError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.recipe import (
     Recipe,
     recipe_from_dict,
@@ -77,10 +77,24 @@ def test_refuses_two_origins_of_weights():
         )
 
 
-@pytest.mark.parametrize("data", [{"precision": "int4"}, {"precision": "w4a8"}])
-def test_what_is_to_come_is_unsupported_rather_than_a_typo(data: dict):
-    with pytest.raises(UnsupportedError, match="not available in this version"):
-        recipe_from_dict({"model": {"source": "vit-tiny"}, **data})
+def test_int4_is_w4a16():
+    recipe = recipe_from_dict({"model": {"source": "vit-tiny"}, "precision": "int4"})
+    assert recipe.precision == "w4a16"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"export": {"opset": 20}}, "INT4 weights came with opset 21"),
+        ({"int4": {"zero_points": True}, "targets": ["trt"]}, "TensorRT's INT4 has none"),
+        ({"int4": {"min_sqnr_db": 30}}, "goals of 'mixed'"),
+        ({"int4": {"mixed": True, "min_sqnr_db": 30, "max_size_percent": 20}}, "not both"),
+        ({"int4": {"block_size": 48}}, "16, 32, 64 or 128"),
+    ],
+)
+def test_refuses_int4_that_no_graph_can_hold(data: dict, said: str):
+    with pytest.raises(UsageError, match=said):
+        recipe_from_dict({"model": {"source": "vit-tiny"}, "precision": "w4a16", **data})
 
 
 def test_recipe_is_frozen():

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.checking import check
     from vitdeploy.diagnosis import Diagnosis, diagnose
+    from vitdeploy.models.pruned import load_pruned
     from vitdeploy.pipeline import export, run
-    from vitdeploy.predictor import Predictor, load
+    from vitdeploy.predictor import MaskPredictor, Predictor, load
     from vitdeploy.profiling import profile
+    from vitdeploy.pruning import prune
     from vitdeploy.recipe import Recipe
     from vitdeploy.report import Report
 
 _PLACES = {
     "Bundle": "vitdeploy.bundle",
     "Diagnosis": "vitdeploy.diagnosis",
+    "MaskPredictor": "vitdeploy.predictor",
     "Predictor": "vitdeploy.predictor",
     "Recipe": "vitdeploy.recipe",
     "Report": "vitdeploy.report",
@@ -30,13 +33,16 @@ _PLACES = {
     "diagnose": "vitdeploy.diagnosis",
     "export": "vitdeploy.pipeline",
     "load": "vitdeploy.predictor",
+    "load_pruned": "vitdeploy.models.pruned",
     "profile": "vitdeploy.profiling",
+    "prune": "vitdeploy.pruning",
     "run": "vitdeploy.pipeline",
 }
 
 __all__ = [
     "Bundle",
     "Diagnosis",
+    "MaskPredictor",
     "Predictor",
     "Recipe",
     "Report",
@@ -45,7 +51,9 @@ __all__ = [
     "diagnose",
     "export",
     "load",
+    "load_pruned",
     "profile",
+    "prune",
     "run",
 ]
 

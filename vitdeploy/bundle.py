@@ -81,6 +81,13 @@ class Artifact:
     files: tuple[Path, ...]
     """Every file it consists of, `path` included."""
 
+    @property
+    def run_bytes(self) -> int:
+        """Size of what a device loads: `path` and the weights beside it, which carry its name."""
+        own = (self.path.stem, self.path.name)  # model.xml: model.bin; model.onnx: model.onnx.data
+        loaded = (file for file in self.files if file == self.path or file.stem in own)
+        return sum(file.stat().st_size for file in loaded)
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -1,21 +1,30 @@
 """`check`: is a bundle what was written, and does it compute here what it computed there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vitdeploy.bundle import Artifact, Bundle, load_bundle, verify
+from vitdeploy.data import Preprocess
 from vitdeploy.documents import report_of_bundle
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.evaluation import collect_outputs, fidelity_rows
 from vitdeploy.gates import check_gates
 from vitdeploy.golden import Golden, read_golden
+from vitdeploy.joined import (
+    asked_from_golden,
+    decoded,
+    features_of,
+    follows,
+    golden_outputs,
+)
+from vitdeploy.mask_fidelity import golden_rows
 from vitdeploy.metrics import METRICS, Comparison
 from vitdeploy.models.spec import class_output
 from vitdeploy.recipe import GateSection, recipe_from_yaml
 from vitdeploy.report import FidelityRow, GateRow, Report
-from vitdeploy.runner import Outputs
+from vitdeploy.runner import Outputs, Runner
 from vitdeploy.targets import load_target
 
 GOLDEN_MARGIN_DB = 3.0
@@ -55,27 +64,42 @@ def check(
     recipe = recipe_from_yaml(loaded.path / "recipe.yaml")
     rows: list[FidelityRow] = []
     gates: list[GateRow] = []
-    for artifact in loaded.artifacts():
-        golden = read_golden(loaded.path, artifact.part)
-        reference = golden.outputs
-        if against is not None:
-            reference = _outputs_of(_counterpart(load_bundle(Path(against)), artifact), golden)
-        outputs = _outputs_of(artifact, golden)
-        ranks = ((tensor.name, len(tensor.shape)) for tensor in artifact.outputs)
-        classes = class_output(loaded.manifest.model.task, ranks)
-        place = (artifact.target, artifact.part)
-        rows += fidelity_rows(place, reference, outputs, None, classes=classes)
-        if against is None:
-            recorded = read_golden(loaded.path, f"{artifact.part}.{artifact.target}").outputs
-            gates.append(_golden_gate(artifact, reference, outputs, recorded))
-    limit = recipe.gates.max_drop_points if max_drop_points is None else max_drop_points
     targets = list(dict.fromkeys(artifact.target for artifact in loaded.artifacts()))
+    for target in targets:
+        artifacts = loaded.artifacts(target)
+        here = _outputs_of_parts(loaded, artifacts)
+        reference = {part: read_golden(loaded.path, part).outputs for part in here}
+        if against is not None:
+            other = load_bundle(Path(against))
+            reference = _outputs_of_parts(loaded, [_counterpart(other, a) for a in artifacts])
+        rows += _rows(loaded, artifacts, reference, here)
+        if against is None:
+            gates += [_golden_gate(loaded, a, reference[a.part], here[a.part]) for a in artifacts]
+    limit = recipe.gates.max_drop_points if max_drop_points is None else max_drop_points
     gates += check_gates(GateSection(max_drop_points=limit), targets, rows, {}, {})
     return report_of_bundle(loaded, fidelity=tuple(rows), gates=tuple(gates))
 
 
-def _outputs_of(artifact: Artifact, golden: Golden) -> Outputs:
-    """Return the artefact's outputs on the golden inputs."""
+def _outputs_of_parts(bundle: Bundle, artifacts: Sequence[Artifact]) -> dict[str, Outputs]:
+    """Return by part what artefacts of one target give for the golden inputs of `bundle`.
+
+    A part that reads an earlier part's outputs gets what that artefact gave.
+    """
+    outputs: dict[str, Outputs] = {}
+    for artifact in artifacts:
+        golden = read_golden(bundle.path, artifact.part)
+        with load_target(artifact.target).open(artifact) as runner:
+            if follows(artifact.inputs, outputs):
+                features = features_of(artifact.inputs, outputs)
+                asked = asked_from_golden(golden.inputs)
+                outputs[artifact.part] = golden_outputs(list(decoded(runner, features, asked)))
+            else:
+                outputs[artifact.part] = _outputs_of(runner, artifact, golden)
+    return outputs
+
+
+def _outputs_of(runner: Runner, artifact: Artifact, golden: Golden) -> Outputs:
+    """Return the outputs on the golden inputs of a part that reads pictures."""
     fixed = artifact.inputs[0].shape[0]
     batch = fixed if isinstance(fixed, int) else "dynamic"
     count = len(next(iter(golden.inputs.values())))
@@ -84,8 +108,30 @@ def _outputs_of(artifact: Artifact, golden: Golden) -> Outputs:
         {name: value[start : start + size] for name, value in golden.inputs.items()}
         for start in range(0, count, size)
     )
-    with load_target(artifact.target).open(artifact) as runner:
-        return collect_outputs(runner, feeds, batch)
+    return collect_outputs(runner, feeds, batch)
+
+
+def _rows(
+    bundle: Bundle,
+    artifacts: Sequence[Artifact],
+    reference: Mapping[str, Outputs],
+    here: Mapping[str, Outputs],
+) -> list[FidelityRow]:
+    """Return the fidelity of one target's artefacts: of each part, or of all parts' masks."""
+    rows = []
+    earlier: dict[str, Outputs] = {}
+    for artifact in artifacts:
+        part, target = artifact.part, artifact.target
+        if follows(artifact.inputs, earlier):
+            inputs = read_golden(bundle.path, part).inputs
+            preprocess = Preprocess.from_dict(bundle.manifest.preprocess)
+            rows += golden_rows(target, inputs, (reference[part], here[part]), preprocess)
+            continue
+        earlier[part] = here[part]
+        ranks = ((tensor.name, len(tensor.shape)) for tensor in artifact.outputs)
+        classes = class_output(bundle.manifest.model.task, ranks)
+        rows += fidelity_rows((target, part), reference[part], here[part], None, classes=classes)
+    return rows
 
 
 def _counterpart(other: Bundle, artifact: Artifact) -> Artifact:
@@ -100,11 +146,9 @@ def _counterpart(other: Bundle, artifact: Artifact) -> Artifact:
 
 
 def _golden_gate(
-    artifact: Artifact,
-    reference: Mapping[str, np.ndarray],
-    here: Outputs,
-    recorded: Mapping[str, np.ndarray],
+    bundle: Bundle, artifact: Artifact, reference: Mapping[str, np.ndarray], here: Outputs
 ) -> GateRow:
+    recorded = read_golden(bundle.path, f"{artifact.part}.{artifact.target}").outputs
     now = min(_sqnr_db(reference[name], here[name]) for name in reference)
     then = min(_sqnr_db(reference[name], recorded[name]) for name in reference)
     # FP32 artefacts differ from torch by rounding alone; above 80 dB its size means nothing.

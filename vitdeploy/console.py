@@ -68,6 +68,7 @@ class ConsoleProgress:
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[detail]}", markup=False),
             )
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.start()
@@ -87,7 +88,7 @@ class ConsoleProgress:
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(name, total=None)
+            self._task = self._bar.add_task(name, total=None, detail="")
         elif not self._quiet:
             self._console.print(Text(f"{name} ..."))
 
@@ -95,6 +96,11 @@ class ConsoleProgress:
         """Move the bar of the current stage."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
+
+    def detail(self, message: str) -> None:
+        """Show figures beside the bar; a pipe shows none, as they are replaced all the time."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, detail=message)
 
     def note(self, message: str) -> None:
         """Show one line that matters now."""

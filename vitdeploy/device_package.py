@@ -16,33 +16,28 @@ from vitdeploy.device import (
     PackageGraph,
     PackageOptions,
     PackagePart,
-    cases_from_arrays,
     graph_from_file,
     write_package,
 )
 from vitdeploy.errors import ExportError
-from vitdeploy.lint import RTX, Known, LintReport, lint_file
-from vitdeploy.runner import Feeds, Outputs
+from vitdeploy.lint import Known, LintReport, lint_file
+from vitdeploy.runner import Outputs
+from vitdeploy.targets import HALF_SUFFIX
 from vitdeploy.targets.onnx import OrtRunner
 from vitdeploy.targets.tensorrt_runner import input_specs
 
 LINT_NAME = "lint.json"
-PACKAGED_TARGETS = ("trt",)
-"""Targets whose engine is built on the device."""
-LINTED_TARGETS = ("trt", "trt-rtx")
-HALF_SUFFIX = ".fp16"
-"""Of a part's name in the files of its FP16 graphs, where they stand beside INT8."""
 _FUSION = ".fusion.json"
 _MOST_FALLBACKS = 3
 _KINDS = (".strong.onnx", ".weak.onnx")
 
 
-def lint_graphs(artifacts: Sequence[Artifact], trt_version: str) -> Path:
-    """Return `lint.json`, written beside the graphs of one of TensorRT's targets.
+def lint_graphs(artifacts: Sequence[Artifact], version: str) -> Path:
+    """Return `lint.json`, written beside the graphs.
 
     Args:
         artifacts: all parts of one target.
-        trt_version: what the graphs of target `trt` were made for.
+        version: the target's `lint_version`.
 
     Raises:
         ExportError: a graph breaks a rule that keeps an engine from being built, or makes it wrong.
@@ -50,7 +45,6 @@ def lint_graphs(artifacts: Sequence[Artifact], trt_version: str) -> Path:
     folder = artifacts[0].path.parent
     reports = []
     for artifact in artifacts:
-        version = RTX if artifact.target == RTX else trt_version
         profiled = frozenset(tensor.name for tensor in artifact.inputs)
         reports += [lint_file(path, version, Known(profiled)) for path in graphs_of(artifact)]
     broken = [report for report in reports if report.errors]
@@ -64,22 +58,20 @@ def lint_graphs(artifacts: Sequence[Artifact], trt_version: str) -> Path:
 
 def package_graphs(
     artifacts: Sequence[Artifact],
-    golden: Mapping[str, tuple[Feeds, Outputs]],
-    batch: int | str,
+    golden: Mapping[str, Sequence[PackageCase]],
     options: PackageOptions,
 ) -> tuple[Path, ...]:
     """Return the files of the device package, written beside the graphs of all parts.
 
     Args:
-        artifacts: all parts of target `trt`.
-        golden: by part, inputs and FP32 outputs of at least one batch.
-        batch: `dynamic`, or what the graphs are fixed to.
+        artifacts: all parts of a target that is packaged.
+        golden: by part, inputs and FP32 outputs of at least one case.
         options: of the package as a whole.
 
     Raises:
         DataError: a golden output is not finite.
     """
-    parts = tuple(_package_part(item, *golden[item.part], batch) for item in artifacts)
+    parts = tuple(_package_part(item, golden[item.part]) for item in artifacts)
     return write_package(artifacts[0].path.parent, parts, options)
 
 
@@ -93,15 +85,29 @@ def fusion_notes(artifacts: Sequence[Artifact]) -> list[str]:
     ]
 
 
+def size_notes(artifacts: Sequence[Artifact]) -> list[str]:
+    """Return a line on how large a target's files are, where a device does not load them all."""
+    held = sum(artifact.bytes for artifact in artifacts)
+    loaded = sum(artifact.run_bytes for artifact in artifacts)
+    if held == loaded:
+        return []
+    return [
+        f"{artifacts[0].target}: a device loads {loaded / 1e6:.2f} MB, the size given here; the "
+        f"files for every version and precision take {held / 1e6:.2f} MB together."
+    ]
+
+
 def graphs_of(artifact: Artifact) -> tuple[Path, ...]:
     """Return the ONNX graphs among an artefact's files, in their order."""
     return tuple(path for path in artifact.files if path.name.endswith(_KINDS))
 
 
-def _package_part(
-    artifact: Artifact, inputs: Feeds, reference: Outputs, batch: int | str
-) -> PackagePart:
-    cases = cases_from_arrays(inputs, reference, batch if isinstance(batch, int) else 1)
+def _package_part(artifact: Artifact, golden: Sequence[PackageCase]) -> PackagePart:
+    read = {tensor.name for tensor in artifact.inputs}
+    cases = tuple(
+        PackageCase({name: v for name, v in case.inputs.items() if name in read}, case.reference)
+        for case in golden
+    )
     return PackagePart(
         name=artifact.part,
         inputs=input_specs(artifact.inputs),

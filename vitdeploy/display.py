@@ -13,11 +13,15 @@ from vitdeploy.report import Change, FidelityRow, Report
 
 if TYPE_CHECKING:
     from vitdeploy.diagnosis import Diagnosis
+    from vitdeploy.diagnosis.schema import PartDiagnosis
     from vitdeploy.models import AliasRow
     from vitdeploy.models.description import ModelDescription
     from vitdeploy.predictor import Prediction
 
-_SHOWN_METRICS = ("top1", "agreement", "cosine_mean", "cosine_min", "sqnr_db")
+_SHOWN_METRICS = (
+    *("top1", "agreement", "mask_iou_mean", "mask_iou_min", "boundary_iou_mean", "truth_iou_mean"),
+    *("cosine_mean", "cosine_min", "sqnr_db"),
+)
 
 
 def print_report(report: Report, folder: str | None) -> None:
@@ -113,6 +117,7 @@ def print_diagnosis(diagnosis: "Diagnosis") -> None:
                 "products of matrices in float, which is what more INT8 could at most take; "
                 f"{_decimal(time.int8_products_percent)} % is in INT8 products."
             )
+        _print_fusion(part)
         coverage = part.coverage
         print_line(
             f"INT8: {_decimal(coverage.weights_percent)} % of the MACs of products with weights, "
@@ -121,6 +126,35 @@ def print_diagnosis(diagnosis: "Diagnosis") -> None:
         )
         for line in part.advice.lines:
             print_line(f"advice: {line}")
+
+
+def _print_fusion(part: "PartDiagnosis") -> None:
+    """Print what builders made of a part: counts by builder, then what fell back and why."""
+    if part.fusion:
+        columns = ["target", "builder", ">kernels", ">INT8 products"]
+        columns += [">fused attention", ">in INT8"]
+        rows = [
+            (
+                row.target,
+                f"{row.builder} (forecast)" if row.is_forecast else row.builder,
+                str(row.kernels),
+                _of_all(row.int8_products, row.products),
+                _of_all(row.fused_attention, row.attention),
+                str(row.int8_attention),
+            )
+            for row in part.fusion
+        ]
+        print_table("What the builder fused", columns, rows)
+    fallen = [(row.target, item.name, item.reason) for row in part.fusion for item in row.fallbacks]
+    if fallen:
+        print_table("Fell back", ["target", "layer", "why"], fallen)
+    for note in part.notes:
+        print_line(f"note: {note}")
+    if part.half_db is not None:
+        print_line(
+            f"With its FP16 layers the artefact's output SQNR is {part.half_db:.1f} dB; the tables "
+            "are of INT8 alone."
+        )
 
 
 def print_aliases(rows: "Sequence[AliasRow]", *, as_json: bool) -> None:
@@ -260,6 +294,10 @@ def _print_summary(report: Report) -> None:
 _LABELS = {
     "top1": "top-1, %",
     "agreement": "agreement, %",
+    "mask_iou_mean": "mask IoU, mean",
+    "mask_iou_min": "mask IoU, worst",
+    "boundary_iou_mean": "boundary IoU, mean",
+    "truth_iou_mean": "mask IoU with the truth",
     "cosine_mean": "centred cosine, mean",
     "cosine_min": "centred cosine, worst",
     "sqnr_db": "SQNR, dB",
@@ -299,6 +337,10 @@ def _latencies(report: Report, targets: Sequence[str], field: str) -> list[str]:
         row = next((row for row in report.latency if row.target == name), None)
         cells.append(_number(getattr(row, field)) if row else "-")
     return cells
+
+
+def _of_all(count: int, total: int | None) -> str:
+    return str(count) if total is None else f"{count} of {total}"
 
 
 def _decimal(value: float | None, digits: int = 1) -> str:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from vitdeploy.activations import ActivationRecord
 from vitdeploy.bundle import Artifact, Bundle, BundleWriter
-from vitdeploy.compress.int8 import Int8Result
+from vitdeploy.compress.int4 import Int4Result
+from vitdeploy.compress.int8 import Int8Result, SearchCost
 from vitdeploy.data import Preprocess
 from vitdeploy.environment import describe_environment, package_versions
 from vitdeploy.gates import check_gates
@@ -26,6 +28,7 @@ from vitdeploy.report import (
     ParityRow,
     PrecisionInfo,
     Report,
+    SearchRow,
     StageRow,
 )
 from vitdeploy.report.schema import MIN_SAMPLES_FOR_P99
@@ -43,6 +46,9 @@ class Compressed:
 
     artifact: Artifact
     quantized: Int8Result | None = None
+    int4: Int4Result | None = None
+    activations: ActivationRecord | None = None
+    """What products with INT4 weights compute on, where there are any."""
     restored: tuple[str, ...] = ()
     """Products that went back to float because the gate on fidelity was missed, noisiest first."""
 
@@ -103,13 +109,15 @@ def assemble_report(
         latency=tuple(latency_row(item) for item in findings.latency),
         speedup=speedup,
         speedup_reason=speedup_reason,
-        size_bytes=_sizes(findings),
+        size_bytes={REFERENCE: findings.reference_bytes}
+        | _sizes([item.artifact for item in findings.compressed]),
         parity=tuple(_parity_row(row) for row in findings.parity),
         gates=tuple(gates),
         stages=tuple(
             StageRow(name=s.name, seconds=s.seconds, peak_rss_bytes=s.peak_rss_bytes)
             for s in findings.stages
         ),
+        search=tuple(_search_rows(findings)),
         environment=describe_environment(),
         recipe_sha256=recipe_sha256(recipe),
         notes=(
@@ -117,6 +125,7 @@ def assemble_report(
             *images.notes,
             *findings.selection,
             *_placement_notes(findings),
+            *_int4_notes(findings),
             *_advice(recipe, speedup),
         ),
     )
@@ -176,7 +185,7 @@ def report_of_bundle(
         calibration_reason=unknown,
         evaluation_reason="compared on the bundle's golden inputs",
         fidelity=fidelity,
-        size_bytes={item.target: item.bytes for item in artifacts},
+        size_bytes=_sizes(artifacts),
         gates=gates,
         environment=describe_environment(),
         recipe_sha256_reason=unknown,
@@ -267,6 +276,9 @@ def _artifact_row(item: Compressed, unknown: str | None = None) -> ArtifactRow:
         sha256=artifact.sha256,
         int8_macs_percent=share,
         int8_macs_percent_reason=None if share is not None else reason,
+        int4_weights_percent=item.int4.int4_weights_percent if item.int4 else None,
+        activations=item.activations.type if item.activations else None,
+        activations_sqnr_db=item.activations.sqnr_db if item.activations else None,
     )
 
 
@@ -281,11 +293,11 @@ def _parity_row(row: Parity) -> ParityRow:
     )
 
 
-def _sizes(findings: Findings) -> dict[str, int]:
-    sizes = {REFERENCE: findings.reference_bytes}
-    for item in findings.compressed:
-        artifact = item.artifact
-        sizes[artifact.target] = sizes.get(artifact.target, 0) + artifact.bytes
+def _sizes(artifacts: Sequence[Artifact]) -> dict[str, int]:
+    """Return by target the size of what a device loads, all parts together."""
+    sizes: dict[str, int] = {}
+    for artifact in artifacts:
+        sizes[artifact.target] = sizes.get(artifact.target, 0) + artifact.run_bytes
     return sizes
 
 
@@ -308,6 +320,24 @@ def _speedups(recipe: Recipe, findings: Findings) -> tuple[dict[str, float | Non
         if value is None
     }
     return values, missing
+
+
+def _search_rows(findings: Findings) -> list[SearchRow]:
+    rows = []
+    for item in findings.compressed:
+        if item.quantized is None or item.quantized.search == SearchCost():
+            continue
+        own = item.quantized.search
+        rows.append(
+            SearchRow(
+                target=item.artifact.target,
+                part=item.artifact.part,
+                seconds=own.seconds,
+                candidates=own.candidates,
+                skipped=own.skipped,
+            )
+        )
+    return rows
 
 
 def _placement_notes(findings: Findings) -> list[str]:
@@ -334,6 +364,30 @@ def _placement_notes(findings: Findings) -> list[str]:
             line += f"; back in float to keep max_drop_points: {', '.join(item.restored)}"
         if found.placement_reason:
             line += f"; sites not measured: {found.placement_reason}"
+        notes.append(line + ".")
+    return notes
+
+
+def _int4_notes(findings: Findings) -> list[str]:
+    """Return what has INT4 weights and what was computed on, one line a target."""
+    notes = []
+    for item in findings.compressed:
+        found, seen = item.int4, item.activations
+        if found is None or seen is None:
+            continue
+        line = (
+            f"INT4 on {item.artifact.target}: {found.int4_weights_percent:.1f} % of the weights of "
+            f"products, in blocks of {', '.join(map(str, sorted(set(found.blocks.values()))))}; "
+            f"they compute on activations in {seen.text}"
+        )
+        version = item.artifact.settings.get("trt_version")
+        line += f"; needs TensorRT {version} or newer" if version else ""
+        if found.choices.kept_int8:
+            kept = found.choices.kept_int8
+            more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+            line += f"; too noisy for INT4 and kept in INT8: {', '.join(kept[:5])}{more}"
+        if found.skipped:
+            line += f"; int4.search_seconds did not allow: {', '.join(found.skipped)}"
         notes.append(line + ".")
     return notes
 

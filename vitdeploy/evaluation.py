@@ -9,6 +9,8 @@ from vitdeploy.metrics import METRICS, Comparison, Score
 from vitdeploy.report import FidelityRow
 from vitdeploy.runner import Feeds, Outputs, Runner
 
+_DROPS = (("top1", 1.0), ("agreement", 1.0), ("mask_iou_mean", 100.0), ("cosine_mean", 100.0))
+"""By which metric a loss is stated, and how many points 1 of it is."""
 NO_REFERENCE_VALUE = "a distance between both models; the reference has no value of its own"
 
 
@@ -99,8 +101,8 @@ def find_value(rows: Sequence[FidelityRow], target: str, metric: str) -> Fidelit
 
 
 def drop_points(rows: Sequence[FidelityRow], target: str) -> tuple[str, float] | None:
-    """Return (metric, points lost): of top-1, else agreement, else 100 x centred cosine."""
-    for metric, scale in (("top1", 1.0), ("agreement", 1.0), ("cosine_mean", 100.0)):
+    """Return (metric, points lost): the first of `_DROPS` that was measured."""
+    for metric, scale in _DROPS:
         row = find_value(rows, target, metric)
         if row is not None and row.delta is not None:
             return metric, -scale * row.delta

@@ -8,6 +8,8 @@ from vitdeploy.report import FidelityRow, GateRow
 
 FAITHFUL_DROP_POINTS = 0.5
 """Without a gate: the top-1 an artefact may lose where images have labels."""
+FAITHFUL_MASK_IOU = 0.98
+"""Without a gate, of a model that segments: the least mean IoU with the reference's masks."""
 FAITHFUL_COSINE = 0.999
 """Without a gate and without labels: the least mean cosine of centred outputs."""
 
@@ -25,7 +27,7 @@ def unfaithful_reason(
     """Return why an artefact is not close enough to FP32; None where it is.
 
     The measure is the recipe's `max_drop_points`, or `FAITHFUL_DROP_POINTS` of top-1, or
-    `FAITHFUL_COSINE`: the first of these that there is.
+    `FAITHFUL_MASK_IOU`, or `FAITHFUL_COSINE`: the first of these that there is.
     """
     if gates.max_drop_points is not None:
         lost = drop_points(fidelity, target)
@@ -38,6 +40,10 @@ def unfaithful_reason(
     if top1 is not None and top1.delta is not None:
         kept = -top1.delta <= FAITHFUL_DROP_POINTS
         return None if kept else f"{-top1.delta:.2f} points of top-1 lost"
+    masks = find_value(fidelity, target, "mask_iou_mean")
+    if masks is not None and masks.value is not None:
+        kept = masks.value >= FAITHFUL_MASK_IOU
+        return None if kept else f"mask IoU {masks.value:.4f}, {FAITHFUL_MASK_IOU} needed"
     cosine = find_value(fidelity, target, "cosine_mean")
     if cosine is None or cosine.value is None:
         return "one image does not show its fidelity"

@@ -22,10 +22,13 @@ from vitdeploy.models.spec import LoadedModel
 from vitdeploy.recipe import Recipe
 from vitdeploy.report import ImagesInfo
 
-NEEDS_CALIBRATION = ("int8", "auto")
+NEEDS_CALIBRATION = ("int8", "w4a16", "w4a8", "auto")
 _SYNTHETIC_EVALUATION = 64
 _LEAST_HELD_OUT = 16
 _EXAMPLES = 3
+_MOST_PROMPTED_PIXELS = 8 * 1024 * 1024
+"""Of all evaluation pictures of a model with prompts together, as the model reads them: 8 of SAM's.
+An image encoder of that size takes seconds a picture, and every picture gets several prompts."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Source:
     def batches(self, batch: int) -> Iterator[Batch]:
         """Yield (images (n, 3, H, W) float32, indices (n,)); see `ImageLoader.batches`."""
         return self.loader.batches(batch)
+
+    @property
+    def readable(self) -> tuple[int, ...]:
+        """Places in the set of the images that could be read, after a pass over it."""
+        skipped = {entry.index for entry in self.loader.skipped}
+        return tuple(index for index in range(len(self.images)) if index not in skipped)
 
     def first(self, count: int) -> np.ndarray:
         """Return (n, 3, H, W) float32: the first `count` readable images, or all there are."""
@@ -92,8 +101,7 @@ class Chosen:
         images = self.evaluation.images
         if images.labels is None:
             return None
-        skipped = {entry.index for entry in self.evaluation.loader.skipped}
-        return np.array([v for i, v in enumerate(images.labels) if i not in skipped])
+        return np.array([images.labels[index] for index in self.evaluation.readable])
 
     def require_calibration(self) -> Source:
         """Return the calibration images.
@@ -134,10 +142,20 @@ def choose_sets(recipe: Recipe, loaded: LoadedModel) -> Chosen:
     calibration, left_over = _calibration(recipe, loaded)
     evaluation, note = _evaluation(recipe, loaded, calibration, left_over)
     preprocess = loaded.spec.preprocess
+    notes = [note] if note else []
+    if recipe.evaluation.samples is None and any(part.example for part in loaded.parts):
+        height, width = preprocess.size
+        most = max(1, _MOST_PROMPTED_PIXELS // (height * width))
+        if len(evaluation) > most:
+            notes.append(
+                f"compared on {most} of {len(evaluation)} pictures, for each takes long and gets "
+                "several prompts; --eval-samples N takes more."
+            )
+            evaluation = evaluation.sample(most, recipe.seed)
     return Chosen(
         Source(calibration, preprocess) if calibration is not None else None,
         Source(evaluation, preprocess),
-        (note,) if note else (),
+        tuple(notes),
         loaded.class_output,
     )
 

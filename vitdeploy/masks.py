@@ -1,11 +1,9 @@
-"""How close two segmentations are: mask IoU and boundary IoU, of pairs of masks or of two models.
+"""How close two masks are: mask IoU and boundary IoU.
 
-Masks are logits (inside above 0) or bool. What prompts a model got lives in `prompts`.
+What prompts a model got lives in `prompts`, how close two models' masks are in `mask_fidelity`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,54 +11,9 @@ from numpy.typing import NDArray
 from vitdeploy.errors import DataError
 
 Mask: TypeAlias = NDArray[np.bool_]
-Pair: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
-"""The reference's mask and the other one, (H, W) each: bool, or logits."""
 
 BOUNDARY_SHARE = 0.02
 """Width of the boundary as a share of the picture's diagonal, as in arXiv 2103.16562."""
-
-
-@dataclass(frozen=True)
-class MaskScores:
-    """Agreement of many masks with their references; all values 0..1, 1 is the same mask."""
-
-    iou_mean: float
-    iou_min: float
-    boundary_iou_mean: float
-    boundary_iou_min: float
-    count: int
-    """Pairs of masks."""
-
-    def named(self) -> dict[str, float]:
-        """Return the values under their names in reports."""
-        return {
-            "mask_iou_mean": self.iou_mean,
-            "mask_iou_min": self.iou_min,
-            "boundary_iou_mean": self.boundary_iou_mean,
-            "boundary_iou_min": self.boundary_iou_min,
-        }
-
-
-def score_masks(pairs: Iterable[Pair]) -> MaskScores:
-    """Return mean and worst mask IoU and boundary IoU; masks may differ in size from pair to pair.
-
-    Raises:
-        DataError: there is no pair, or the masks of one differ in shape.
-    """
-    rows = [
-        (mask_iou(a, b), boundary_iou(a, b))
-        for a, b in ((_inside(reference), _inside(value)) for reference, value in pairs)
-    ]
-    if not rows:
-        raise DataError("no masks to compare; give at least one prompt and one picture.")
-    whole, edges = np.asarray(rows).T
-    return MaskScores(
-        iou_mean=float(whole.mean()),
-        iou_min=float(whole.min()),
-        boundary_iou_mean=float(edges.mean()),
-        boundary_iou_min=float(edges.min()),
-        count=len(rows),
-    )
 
 
 def mask_iou(reference: Mask, value: Mask) -> float:
@@ -108,7 +61,3 @@ def eroded(mask: Mask, width: int) -> Mask:
         behind = np.take(sums, np.arange(span, last), axis=axis)
         inner = behind - np.take(sums, np.arange(last - span), axis=axis) == span
     return np.asarray(inner)
-
-
-def _inside(mask: NDArray[Any]) -> Mask:
-    return np.asarray(mask if mask.dtype == np.bool_ else mask > 0)

@@ -15,6 +15,9 @@ from vitdeploy.runner import Feeds, Runner
 _SLOT_SECONDS = 0.05
 """What each runner gets in a round; long enough to settle, short enough to interleave."""
 _MIN_ROUNDS = 3
+_SLOW_SECONDS = 1.0
+"""A run this long needs no second warm-up, and two rounds of it will do."""
+_MIN_ROUNDS_IF_SLOW = 2
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,18 @@ def measure_latency(
 
     Args:
         subjects: what to time; names are unique.
-        seconds: budget for everything; at least three rounds are made all the same.
+        seconds: budget for everything; at least three rounds are made all the same, or two
+            where a subject takes a second or more.
         progress: called with (milliseconds used, milliseconds allowed).
 
     Raises:
         DataError: a subject's run fails.
     """
     samples: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    runs = {subject.name: _runs_per_slot(subject) for subject in subjects}
+    fastest = {subject.name: _warmed_up(subject) for subject in subjects}
+    runs = {n: int(np.clip(_SLOT_SECONDS / least, 1, 50)) for n, least in fastest.items()}
+    is_slow = max(fastest.values(), default=0.0) >= _SLOW_SECONDS
+    rounds = _MIN_ROUNDS_IF_SLOW if is_slow else _MIN_ROUNDS
     start = time.perf_counter()
     done = 0
     while True:
@@ -89,13 +96,13 @@ def measure_latency(
         used = time.perf_counter() - start
         if progress:
             progress(min(int(1000 * used), int(1000 * seconds)), max(int(1000 * seconds), 1))
-        if done >= _MIN_ROUNDS and used >= seconds:
+        if done >= rounds and used >= seconds:
             break
     return {s.name: Timing(np.asarray(samples[s.name]), s.batch) for s in subjects}
 
 
-def _runs_per_slot(subject: Subject) -> int:
-    """Warm the runner up and return how many runs fill one slot."""
+def _warmed_up(subject: Subject) -> float:
+    """Warm the runner up and return the seconds of its fastest run."""
     fastest = np.inf
     for _ in range(2):
         before = time.perf_counter()
@@ -106,7 +113,9 @@ def _runs_per_slot(subject: Subject) -> int:
                 f"'{subject.name}' ran out of memory at batch {subject.batch}; use --batch 1."
             ) from error
         fastest = min(fastest, time.perf_counter() - before)
-    return int(np.clip(_SLOT_SECONDS / fastest, 1, 50))
+        if fastest >= _SLOW_SECONDS:
+            break
+    return fastest
 
 
 @dataclass(frozen=True)

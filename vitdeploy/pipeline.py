@@ -4,51 +4,48 @@ Everything is decided by the recipe; the calls are in `stages`.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vitdeploy.bundle import BundleWriter
+from vitdeploy.comparing import reference_outputs
 from vitdeploy.device import PackageOptions
-from vitdeploy.device_package import (
-    LINTED_TARGETS,
-    PACKAGED_TARGETS,
-    fusion_notes,
-    lint_graphs,
-    package_graphs,
-)
+from vitdeploy.device_package import fusion_notes, lint_graphs, package_graphs, size_notes
 from vitdeploy.documents import (
     REFERENCE,
     Findings,
     assemble_report,
     write_documents,
 )
-from vitdeploy.errors import UnsupportedError, UsageError
+from vitdeploy.errors import UsageError
+from vitdeploy.golden_set import device_cases, write_golden_of, write_golden_of_target
 from vitdeploy.image_sets import choose_sets, reject_missing_calibration, stamps_of
+from vitdeploy.job import Job, Work, note_all
 from vitdeploy.measure import StageClock
 from vitdeploy.models import describe, load
 from vitdeploy.models.spec import LoadedModel, LoadOptions
 from vitdeploy.output import require_free_output
 from vitdeploy.progress import Progress, SilentProgress
-from vitdeploy.recipe import Recipe, TargetName, recipe_from_dict
+from vitdeploy.recipe import PruneSection, Recipe, TargetName, recipe_from_dict
 from vitdeploy.report import Report
 from vitdeploy.selection import Selection, require_variant, select
 from vitdeploy.stages import (
-    Job,
-    Work,
     check_parts,
-    device_golden,
     export_parts,
-    note_all,
-    reference_outputs,
+    output_notes,
     remove_reference,
     time_artifacts,
-    write_golden_of,
-    write_golden_of_target,
+    without_modules,
 )
 from vitdeploy.targets import Target, load_target
 
+_SMALLER = f"{REFERENCE}/smaller"
+"""Where the FP32 graphs of a pruned or trained model lie while a run lasts."""
+
 if TYPE_CHECKING:
+    from vitdeploy.compress.distill import DistillResult
+    from vitdeploy.compress.merge_tokens import MergeResult
     from vitdeploy.compress.prune import PruneResult
 
 
@@ -82,23 +79,27 @@ def run(
     with BundleWriter(folder, force=force) as writer:
         with work.stage("load"):
             loaded = load(load_options(recipe))
-            _require_picture_parts(loaded)
             recipe = with_fixed_batch(recipe, loaded)
             work = replace(work, recipe=recipe)
             images = choose_sets(recipe, loaded)
         note_all(work, (*loaded.spec.notes, *images.notes))
-        pruned = _pruned(work, loaded)
-        kept = pruned.loaded if pruned else loaded
+        kept, smaller = _made_smaller(work, loaded, folder, force=force)
         description = describe(kept)
         with work.stage("reference"):
             reference = reference_outputs(work, loaded, images)
         with work.stage("export"):
             whole = export_parts(work, loaded, images, writer, targets)
-            exported = whole
-            if pruned:
-                exported = export_parts(work, kept, images, writer, targets, f"{REFERENCE}/pruned")
+            exported = (
+                whole
+                if kept is loaded
+                else export_parts(work, kept, images, writer, targets, _SMALLER)
+            )
         with work.stage("parity"):
             parity = check_parts(exported, images, recipe)
+        # what follows works on the graphs, which need the memory of the torch modules
+        del kept
+        loaded = replace(loaded, parts=tuple(replace(p, module=None) for p in loaded.parts))
+        whole, exported = without_modules(whole), without_modules(exported)
         job = Job(work, exported, images, reference, writer)
         selected = {name: select(job, target) for name, target in targets.items()}
         compressed = [item for found in selected.values() for item in found.compressed]
@@ -110,13 +111,12 @@ def run(
         for name, found in selected.items():
             write_golden_of_target(writer, name, found.judged)
         for part in exported:
-            write_golden_of(writer, part, reference, images)
+            write_golden_of(job, part)
         _write_packages(job, selected, loaded, stamps_of(images, recipe))
         size = sum(part.bytes for part in whole)
         stages = work.clock.records
-        notes = list(pruned.notes) if pruned else []
-        for found in selected.values():
-            notes += [*found.notes, *fusion_notes([item.artifact for item in found.compressed])]
+        notes = list(smaller.notes)
+        notes += _target_notes(job, selected)
         untimed = {name: reason for name, t in targets.items() if (reason := t.untimed_reason())}
         findings = Findings(
             compressed, size, fidelity, parity, latency, stages, notes, untimed=untimed
@@ -124,19 +124,52 @@ def run(
         report = assemble_report(recipe, loaded, description, images, findings)
         if not recipe.keep_reference:
             remove_reference(writer)
-        write_documents(writer, report, loaded, resolved_recipe(recipe, selected, pruned))
+        smaller.write_documents(writer)
+        write_documents(writer, report, loaded, resolved_recipe(recipe, selected, smaller.prune))
+    smaller.end(folder)
     return report
 
 
-def _require_picture_parts(loaded: LoadedModel) -> None:
-    """Raise UnsupportedError where a part reads more than pictures, which no run feeds yet."""
-    prompted = [part.name for part in loaded.parts if part.example is not None]
-    if prompted:
-        raise UnsupportedError(
-            f"'{loaded.spec.name}' has a part that reads prompts ({', '.join(prompted)}); such "
-            "models load, but runs of them are not available in this version. See `vitdeploy "
-            "inspect`, and `vitdeploy.onnx_export.onnx_from_part` for the FP32 graphs."
-        )
+@dataclass(frozen=True)
+class Smaller:
+    """What the torch steps say of a model that they changed."""
+
+    prune: PruneSection | None
+    """As carried out, with what was searched for."""
+    notes: tuple[str, ...]
+    training: Mapping[str, str] = field(default_factory=dict)
+    """Documents of a training by file name."""
+
+    def write_documents(self, writer: BundleWriter) -> None:
+        """Write what a training tells of itself into the bundle."""
+        for name, text in self.training.items():
+            writer.add_file(name).write_text(text, encoding="utf-8", newline="\n")
+
+    def end(self, folder: Path) -> None:
+        """Remove what a training towards the bundle `folder` kept to go on."""
+        if self.training:
+            from vitdeploy.distilling import end_training
+
+            end_training(folder)
+
+
+def _made_smaller(
+    work: Work, loaded: LoadedModel, folder: Path, *, force: bool
+) -> tuple[LoadedModel, Smaller]:
+    """Return what the recipe's torch steps make of a model; `loaded` stays the reference."""
+    pruned = _pruned(work, loaded)
+    kept = pruned.loaded if pruned else loaded
+    taught = _distilled(work, (loaded, kept), folder, force=force)
+    kept = taught.loaded if taught else kept
+    merged = _merged(work, kept)
+    kept = merged.loaded if merged else kept
+    notes = tuple(note for step in (pruned, taught, merged) if step for note in step.notes)
+    documents: Mapping[str, str] = {}
+    if taught:
+        from vitdeploy.distilling import training_documents
+
+        documents = training_documents(taught)
+    return kept, Smaller(pruned.section if pruned else None, notes, documents)
 
 
 def _pruned(work: Work, loaded: LoadedModel) -> "PruneResult | None":
@@ -144,30 +177,75 @@ def _pruned(work: Work, loaded: LoadedModel) -> "PruneResult | None":
     section = work.recipe.prune
     if section is None:
         return None
-    from vitdeploy.pruning import prune_loaded, pruning_images  # torch, which a file needs not
+    from vitdeploy.pruning import (  # torch, which a file needs not
+        latency_to_reach,
+        prune_loaded,
+        pruning_images,
+    )
 
+    recipe = work.recipe
+    latency_ms = latency_to_reach(recipe)
     with work.stage("prune"):
-        seed = work.recipe.seed
-        images = pruning_images(section, loaded, seed, work.recipe.calibration.path)
-        result = prune_loaded(loaded, section, images, seed, work.progress)
+        seed = recipe.seed
+        images = pruning_images(section, loaded, seed, recipe.calibration.path)
+        result = prune_loaded(loaded, section, images, seed, work.progress, latency_ms)
     note_all(work, result.notes)
     return result
+
+
+def _distilled(
+    work: Work, models: tuple[LoadedModel, LoadedModel], folder: Path, *, force: bool
+) -> "DistillResult | None":
+    """Return the student that the recipe trains; `models` are the reference and what is left."""
+    section = work.recipe.distill
+    if section is None:
+        return None
+    from vitdeploy.distilling import Trial, distill_in_run  # torch, which a file needs not
+
+    with work.stage("distill"):
+        trial = Trial(work.recipe.seed, work.progress, force=force)
+        return distill_in_run(models, section, folder, trial)
+
+
+def _merged(work: Work, loaded: LoadedModel) -> "MergeResult | None":
+    """Return the model with the token merging that the recipe asks for."""
+    section = work.recipe.merge_tokens
+    if section is None:
+        return None
+    from vitdeploy.compress.merge_tokens import merge_tokens  # torch, which a file needs not
+
+    with work.stage("merge tokens"):
+        result = merge_tokens(loaded, section)
+    note_all(work, result.notes)
+    return result
+
+
+def _target_notes(job: Job, selected: Mapping[str, Selection]) -> list[str]:
+    """Return what is to be said of each target: its choice, its builder, its files."""
+    notes = []
+    for found in selected.values():
+        built = [item.artifact for item in found.compressed]
+        notes += [*found.notes, *fusion_notes(built), *size_notes(built)]
+        notes += output_notes(job, built)
+    return notes
 
 
 def _write_packages(
     job: Job, selected: Mapping[str, Selection], loaded: LoadedModel, stamps: tuple[str, ...]
 ) -> None:
-    """Lint the graphs of TensorRT's targets; write what their device needs beside them."""
+    """Lint the graphs where there are rules; write what their device needs beside them."""
     export = job.work.recipe.export
     for name, found in selected.items():
         artifacts = [item.artifact for item in found.compressed]
-        if name in LINTED_TARGETS:
+        target = load_target(name)
+        version = target.lint_version(artifacts[0])
+        if version is not None:
             with job.work.stage(f"lint {name}"):
-                lint_graphs(artifacts, export.trt_version)
-        if name in PACKAGED_TARGETS:
+                lint_graphs(artifacts, version)
+        if target.IS_PACKAGED:
             options = PackageOptions(loaded.spec.name, export.trt_version, stamps)
             with job.work.stage(f"package {name}"):
-                package_graphs(artifacts, device_golden(job), export.batch, options)
+                package_graphs(artifacts, device_cases(job), options)
             job.work.progress.note(
                 f"{name}: the engine is built on the device: run {name}/build.sh there, or "
                 "`vitdeploy build`."
@@ -235,7 +313,7 @@ def load_options(recipe: Recipe) -> LoadOptions:
 
 
 def resolved_recipe(
-    recipe: Recipe, selected: Mapping[str, Selection], pruned: "PruneResult | None" = None
+    recipe: Recipe, selected: Mapping[str, Selection], prune: PruneSection | None = None
 ) -> Recipe:
     """Return the recipe with every choice that was searched for pinned, by target."""
     int8 = {
@@ -249,6 +327,14 @@ def resolved_recipe(
         for name, found in selected.items()
         if found.choice is not None
     }
+    int4 = {
+        cast("TargetName", name): item.int4.choices
+        for name, found in selected.items()
+        for item in found.compressed
+        if item.int4 is not None
+    }
     section = recipe.int8.model_copy(update={"choices": int8})
-    prune = pruned.section if pruned else None
-    return recipe.model_copy(update={"int8": section, "choices": engine, "prune": prune})
+    blocks = recipe.int4.model_copy(update={"choices": int4})
+    return recipe.model_copy(
+        update={"int8": section, "int4": blocks, "choices": engine, "prune": prune}
+    )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdeploy.bundle import load_bundle
+from vitdeploy.bundle import Artifact, Bundle, load_bundle
 from vitdeploy.documents import Measured, profile_report
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.golden import read_golden
+from vitdeploy.joined import asked_from_golden, features_of, follows, one_prompt
 from vitdeploy.measure import Subject, measure_latency
 from vitdeploy.progress import Progress, SilentProgress
 from vitdeploy.report import Report
@@ -78,7 +79,10 @@ def profile(
             )
             for e, s in zip(entries, subjects, strict=True)
         ]
-    return profile_report(rows, {entry.target: entry.bytes for entry in entries})
+    sizes = dict.fromkeys((entry.target for entry in entries), 0)
+    for entry in entries:
+        sizes[entry.target] += entry.bytes
+    return profile_report(rows, sizes)
 
 
 def _open(path: Path, batch: int, threads: int | None) -> list[_Entry]:
@@ -91,14 +95,24 @@ def _open(path: Path, batch: int, threads: int | None) -> list[_Entry]:
     for artifact in bundle.artifacts():
         fixed = artifact.inputs[0].shape[0]
         size = fixed if isinstance(fixed, int) else batch
-        golden = read_golden(bundle.path, artifact.part).inputs
-        feeds = {name: np.resize(v, (size, *v.shape[1:])) for name, v in golden.items()}
+        feeds, size = _feeds(bundle, artifact, size)
         runner = load_target(artifact.target).open(artifact, threads)
         name = f"{bundle.path.name}:{artifact.target}"
         entries.append(
-            _Entry(name, artifact.part, artifact.precision, runner, feeds, size, artifact.bytes)
+            _Entry(name, artifact.part, artifact.precision, runner, feeds, size, artifact.run_bytes)
         )
     return entries
+
+
+def _feeds(bundle: Bundle, artifact: Artifact, batch: int) -> tuple[dict[str, np.ndarray], int]:
+    """Return golden inputs of `batch` images; of a part that reads prompts, those of one prompt."""
+    golden = read_golden(bundle.path, artifact.part).inputs
+    others = [other for other in bundle.artifacts(artifact.target) if other.part != artifact.part]
+    made = {other.part: read_golden(bundle.path, other.part).outputs for other in others}
+    if not follows(artifact.inputs, made):
+        return {name: np.resize(v, (batch, *v.shape[1:])) for name, v in golden.items()}, batch
+    features = {n: v[:1] for n, v in features_of(artifact.inputs, made).items()}
+    return {**one_prompt(asked_from_golden(golden)[0]), **features}, 1
 
 
 def _open_onnx(path: Path, batch: int, threads: int | None) -> _Entry:

@@ -14,6 +14,10 @@ class Progress(Protocol):
         """Report `done` of `total` units of the current stage."""
         ...
 
+    def detail(self, message: str) -> None:
+        """Say beside the bar how the current stage does: figures that the next ones replace."""
+        ...
+
     def note(self, message: str) -> None:
         """Tell the user one line that matters now (a warning, a choice made)."""
         ...
@@ -27,6 +31,9 @@ class SilentProgress:
 
     def step(self, done: int, total: int) -> None:
         """Ignore the step."""
+
+    def detail(self, message: str) -> None:
+        """Ignore the figures."""
 
     def note(self, message: str) -> None:
         """Ignore the note."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vitdeploy.data import Preprocess
 from vitdeploy.data.preprocess import fitted_size
@@ -59,6 +59,28 @@ def point(x: float, y: float) -> Prompt:
     return Prompt(((x, y),), (INSIDE,))
 
 
+def prompt_from_arrays(
+    points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None
+) -> Prompt:
+    """Return the prompt of `points` (N, 2) or (2,), `labels` (N,) and `box` (4,), see `Prompt`.
+
+    Without `labels` all points are inside the object.
+
+    Raises:
+        UsageError: a shape is another, or `Prompt` refuses the values.
+    """
+    places = _rows(points, "points", "x and y of each")
+    corners = _rows(box, "box", "left, top, right and bottom")
+    if len(corners) > 1:
+        raise UsageError(f"{len(corners)} boxes in one prompt; allowed: one. Ask for each alone.")
+    kinds = [INSIDE] * len(places) if labels is None else np.asarray(labels).ravel().tolist()
+    return Prompt(
+        points=tuple((x, y) for x, y in places),
+        labels=tuple(kinds),
+        box=next(((left, top, right, bottom) for left, top, right, bottom in corners), None),
+    )
+
+
 def prompt_feeds(
     prompts: Sequence[Prompt], picture: Size, preprocess: Preprocess, mask_input: Size
 ) -> Feeds:
@@ -73,7 +95,12 @@ def prompt_feeds(
         picture: the picture's size.
         preprocess: of the image encoder.
         mask_input: size of a low-resolution mask.
+
+    Raises:
+        UsageError: a point or a box lies outside the picture.
     """
+    for prompt in prompts:
+        _require_inside(prompt, picture)
     rows = [_tokens(prompt) for prompt in prompts]
     length = max(len(labels) for _, labels in rows)
     coords = np.zeros((len(rows), length, 2), np.float32)
@@ -137,6 +164,33 @@ def object_prompts(mask: Mask) -> tuple[Prompt, Prompt]:
     box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     left, top, right, bottom = (float(edge) for edge in box)
     return point(float(x), float(y)), Prompt(box=(left, top, right, bottom))
+
+
+def _rows(values: ArrayLike | None, name: str, content: str) -> list[list[float]]:
+    """Return `values` as rows of as many numbers as `content` needs; none for None."""
+    if values is None:
+        return []
+    width = 2 if name == "points" else 4
+    try:
+        array = np.atleast_2d(np.asarray(values, np.float64))
+        if array.size and array.shape[1:] != (width,):
+            raise ValueError(f"shape {array.shape}")
+    except (ValueError, TypeError) as e:
+        raise UsageError(f"{name} {values!r}: not {content} in pixels of the picture.") from e
+    rows: list[list[float]] = array.tolist() if array.size else []
+    return rows
+
+
+def _require_inside(prompt: Prompt, picture: Size) -> None:
+    height, width = picture
+    corners = () if prompt.box is None else (prompt.box[:2], prompt.box[2:])
+    for kind, places in (("point", prompt.points), ("box corner", corners)):
+        for x, y in places:
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise UsageError(
+                    f"{kind} ({x:g}, {y:g}) lies outside the picture of {width} x {height} pixels; "
+                    f"allowed: x in 0..{width}, y in 0..{height}."
+                )
 
 
 def _tokens(prompt: Prompt) -> tuple[list[tuple[float, float]], list[int]]:

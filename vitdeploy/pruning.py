@@ -1,13 +1,15 @@
 """`prune`: what `vitdeploy prune` does, from a model's name to a model folder.
 
-Also the images that importance is found on, and the step as a recipe's run takes it. The pruning
-itself is in `compress.prune`, the folder's format in `models.pruned`.
+Also the images that importance is found on, the latency of a candidate on a target, and the step
+as a recipe's run takes it. The pruning itself is in `compress.prune`, the folder's format in
+`models.pruned`.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ import numpy as np
 from vitdeploy.compress.prune import PruneInputs, PruneResult, prune_model
 from vitdeploy.compress.prune.importance import NEEDS_IMAGES, Batch
 from vitdeploy.data import ImageSet, packaged_set, synthetic_set
-from vitdeploy.errors import DataError, UsageError
+from vitdeploy.errors import DataError, UnsupportedError, UsageError
 from vitdeploy.image_sets import Source, scan_for_model
+from vitdeploy.measure import Subject, measure_latency
 from vitdeploy.models import LoadedModel, load_model
 from vitdeploy.models.pruned import require_savable, save_model_folder
 from vitdeploy.models.pruning_record import record_from_config
 from vitdeploy.models.reference import read_json
+from vitdeploy.onnx_export import example_feeds, onnx_from_part
 from vitdeploy.output import (
     create_sibling,
     raise_if_full,
@@ -28,7 +32,17 @@ from vitdeploy.output import (
     require_free_output,
 )
 from vitdeploy.progress import Progress, SilentProgress
-from vitdeploy.recipe import ModelSection, PruneSection, is_onnx_source
+from vitdeploy.recipe import (
+    MeasureSection,
+    PruneSection,
+    Recipe,
+    is_onnx_source,
+    recipe_from_dict,
+)
+from vitdeploy.targets import BuildRequest, load_target
+
+LATENCY_SECONDS = 2.0
+"""For timing one candidate; some ten are built and timed."""
 
 
 @dataclass(frozen=True)
@@ -58,42 +72,63 @@ class PruneReport:
 
 
 def prune(
-    model: ModelSection,
-    section: PruneSection,
+    model: str,
     output: str | Path,
     *,
-    seed: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+    **sections: Any,
+) -> PruneReport:
+    """Return what was pruned of one model; the sections are those of a `Recipe`.
+
+    `prune("vit-base", "smaller", prune={"heads": 0.3, "mlp": 0.3})` is what
+    `vitdeploy prune vit-base --prune-heads 0.3 --prune-mlp 0.3 -o smaller` does. `model` may also
+    be given more exactly: `prune("vit-base", ..., model_options={"checkpoint": "w.safetensors"})`.
+
+    Raises:
+        VitdeployError: as `prune_from_recipe`; UsageError for an unknown section.
+    """
+    options = dict(sections.pop("model_options", {}))
+    recipe = recipe_from_dict({"model": {"source": model, **options}, **sections}, "prune")
+    return prune_from_recipe(recipe, output, force=force, progress=progress)
+
+
+def prune_from_recipe(
+    recipe: Recipe,
+    output: str | Path,
+    *,
     force: bool = False,
     progress: Progress | None = None,
 ) -> PruneReport:
     """Prune a model and write it as a model folder, whole or not at all; return what was done.
 
     Args:
-        model: what to load.
-        section: what to remove, and on which images importance is found.
+        recipe: its model, what to prune, seed, and for a latency to reach the first target.
         output: the folder to write; `vitdeploy export` and `load_pruned` take it as MODEL.
-        seed: of drawing images, of classes drawn from the model, and of the random criterion.
         force: replace a pruned model that is there.
         progress: told of stages and steps.
 
     Raises:
-        UsageError: the folder exists, or the model is an ONNX file.
+        UsageError: nothing to prune, the folder exists, or the model is an ONNX file.
         VitdeployError: as `load_model`, `prune_loaded` and `save_model_folder`.
     """
     progress = progress or SilentProgress()
-    folder = Path(output)
+    folder, model, section, seed = Path(output), recipe.model, recipe.prune, recipe.seed
+    if section is None:
+        raise UsageError("nothing to prune: give prune={'heads': 0.3, 'mlp': 0.3}, or a size.")
     if is_onnx_source(model.source):
         raise UsageError(
             f"'{model.source}' is an ONNX file; pruning needs the torch model: an alias, "
             "timm:NAME, hf:REPO or a model folder."
         )
     _require_free(folder, force=force)
+    latency_ms = latency_to_reach(recipe)
     progress.stage("load")
     loaded = load_model(model, seed)
     require_savable(loaded)
     images = pruning_images(section, loaded, seed)
     progress.stage("prune")
-    result = prune_loaded(loaded, section, images, seed, progress)
+    result = prune_loaded(loaded, section, images, seed, progress, latency_ms)
     for note in (*loaded.spec.notes, *result.notes):
         progress.note(note)
     progress.stage("write")
@@ -136,6 +171,56 @@ def prune_loaded(
 
     source = None if images is None else batches
     return prune_model(loaded, section, PruneInputs(source, seed, latency_ms, told))
+
+
+def latency_to_reach(recipe: Recipe) -> Callable[[LoadedModel], float] | None:
+    """Return what measures candidates, where the recipe has a latency to reach; None elsewhere.
+
+    Raises:
+        UnsupportedError: nothing can be timed on the first target here.
+    """
+    section = recipe.prune
+    if section is None or section.to_latency_ms is None or section.found_share is not None:
+        return None
+    return latency_on(recipe.targets[0], recipe.export.batch, recipe.measure)
+
+
+def latency_on(
+    name: str, batch: int | str = "dynamic", measure: MeasureSection | None = None
+) -> Callable[[LoadedModel], float]:
+    """Return what measures a model in FP32 on a target: median milliseconds of one run.
+
+    Args:
+        name: of the target.
+        batch: what the graph is fixed to, or `dynamic`.
+        measure: of the recipe; its batch is run where the graph is fixed to none.
+
+    Raises:
+        UnsupportedError: nothing can be timed on this target here.
+    """
+    target = load_target(name)
+    reason = target.untimed_reason()
+    if reason is not None:
+        raise UnsupportedError(
+            f"a latency to reach is measured, and target '{name}' cannot be timed here: {reason}. "
+            "Prune to --to-gmacs, or on another target."
+        )
+
+    measure = measure or MeasureSection()
+    count = batch if isinstance(batch, int) else measure.batch
+
+    def latency_ms(loaded: LoadedModel) -> float:
+        part = loaded.parts[0]
+        shape = (2, 3, *loaded.spec.preprocess.size)
+        pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        model = onnx_from_part(part, pixels, batch, target.OPSET)
+        with TemporaryDirectory(prefix="vitdeploy-prune-") as folder:
+            artifact = target.build(BuildRequest(part.name, model, "fp32", Path(folder), None))
+            with target.open(artifact, measure.threads) as runner:
+                subject = Subject("candidate", runner, example_feeds(part, pixels, count), count)
+                return measure_latency([subject], LATENCY_SECONDS)["candidate"].p50_ms
+
+    return latency_ms
 
 
 def pruning_images(

@@ -1,16 +1,18 @@
-"""When INT8 is not faithful enough: the noisiest products go back to float until it is.
+"""When INT8 or INT4 is not faithful enough: the noisiest products get more bits until it is.
 
 Which are noisiest was measured by the INT8 search (`compress.placement`); this rebuilds the
-artefact with 1, 2, 4, ... of them in float, on the engine that will run it. What is faithful
-enough is said by the caller.
+artefact with 1, 2, 4, ... of them in float, on the engine that will run it. INT4 weights become
+INT8 in the same way. What is faithful enough is said by the caller.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vitdeploy.comparing import compare
 from vitdeploy.documents import Compressed
+from vitdeploy.job import Job, Judged, Plan
 from vitdeploy.report import FidelityRow
-from vitdeploy.stages import Job, Judged, Plan, build_target, compare
+from vitdeploy.stages import build_target
 from vitdeploy.targets import Target
 
 Faithful = Callable[[Sequence[FidelityRow]], bool]
@@ -23,7 +25,42 @@ def build_faithful(
     built = build_target(job, target.NAME, target, plan)
     with job.work.stage(f"fidelity {target.NAME}"):
         judged = compare(job, target, built)
+    if any(item.int4 for item in built):
+        return widen(job, target, plan, (built, judged), is_faithful)
     return restore(job, target, plan, (built, judged), is_faithful)
+
+
+def widen(
+    job: Job,
+    target: Target,
+    plan: Plan,
+    found: tuple[list[Compressed], Judged],
+    is_faithful: Faithful,
+) -> tuple[list[Compressed], Judged]:
+    """Return what was found, or where it is not faithful, INT4 weights in fewer products.
+
+    The noisiest for their size go to INT8 first; where all of them do not help, the last artefacts
+    are returned.
+    """
+    built, judged = found
+    first = next(item.int4 for item in built if item.int4 is not None)
+    # One product must stay, or the precision would be another.
+    order = sorted(first.int4, key=lambda name: -first.noise.get(name, 0.0))[:-1]
+    count = 1
+    while order and not is_faithful(judged.rows):
+        widened = tuple(order[:count])
+        job.work.progress.note(
+            f"{target.NAME}: INT4 loses too much; {len(widened)} product(s) go to INT8."
+        )
+        kept = (*first.choices.kept_int8, *widened)
+        pinned = first.choices.model_copy(update={"kept_int8": kept})
+        built = build_target(job, target.NAME, target, replace(plan, pinned_int4=pinned))
+        with job.work.stage(f"fidelity {target.NAME}"):
+            judged = compare(job, target, built)
+        if count >= len(order):
+            break
+        count *= 2
+    return built, judged
 
 
 def restore(
@@ -76,7 +113,9 @@ def _rebuilt(
     kept = tuple(dict.fromkeys((*first.choices.kept_float, *restored)))
     pinned = first.choices.model_copy(update={"kept_float": kept})
     again = [
-        replace(
+        new
+        if new.quantized is None or old.quantized is None
+        else replace(
             new,
             restored=tuple(restored),
             quantized=replace(
@@ -88,7 +127,6 @@ def _rebuilt(
             built,
             strict=True,
         )
-        if new.quantized is not None and old.quantized is not None
     ]
     with job.work.stage(f"fidelity {target.NAME}"):
         return again, compare(job, target, again)

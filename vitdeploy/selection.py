@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from vitdeploy.bundle import Artifact
-from vitdeploy.device_package import HALF_SUFFIX, PACKAGED_TARGETS
+from vitdeploy.comparing import compare
 from vitdeploy.documents import Compressed
 from vitdeploy.errors import (
     CompressionError,
@@ -24,25 +24,28 @@ from vitdeploy.errors import (
 )
 from vitdeploy.evaluation import find_value
 from vitdeploy.gates import is_within_gate, unfaithful_reason
+from vitdeploy.job import Job, Judged, Plan
+from vitdeploy.lint.versions import version_from_text
 from vitdeploy.measure import Subject, measure_latency
-from vitdeploy.recipe import EngineChoice, Recipe, TargetName
+from vitdeploy.recipe import INT4_PRECISIONS, EngineChoice, Recipe, TargetName
 from vitdeploy.report import FidelityRow
 from vitdeploy.restoration import Faithful, build_faithful, restore
 from vitdeploy.stages import (
-    Job,
-    Judged,
-    Plan,
     build_target,
-    compare,
+    keeps_float,
     timing_feeds,
     with_settings,
 )
-from vitdeploy.targets import Target, Variant
+from vitdeploy.targets import HALF_SUFFIX, Target, Variant
+from vitdeploy.targets.tensorrt_graphs import require_int4
 
 AS_FAST = 0.98
 """A variant this near to the fastest is as fast: the one listed first, the more exact, is kept."""
 WORTH_INT8_PERCENT = 50.0
 """With less of the MACs in INT8 it would hardly be faster than bf16: restoring is given up."""
+SLOW_IMAGE_SECONDS = 2.0
+"""Where an image takes the reference longer, INT8 is not timed beside other short types: building
+and timing them takes minutes, and so large a model gains by INT8."""
 SAME_SQNR_DB = 3.0
 """Between INT8 variants, whose rounding is the same: more than this is a fault of the engine."""
 
@@ -79,6 +82,8 @@ def require_variant(recipe: Recipe, target: Target) -> None:
     pinned = _pinned(recipe, target)
     if recipe.precision != "auto" or pinned is not None:
         target.check_precision(recipe.precision if pinned is None else pinned.precision)
+        if recipe.precision in INT4_PRECISIONS and target.IS_PACKAGED:
+            require_int4(version_from_text(recipe.export.trt_version))
         return
     if _is_chosen_on_device(target):
         return
@@ -105,6 +110,8 @@ def select(job: Job, target: Target) -> Selection:
     if recipe.precision == "auto" and _is_chosen_on_device(target):
         return _for_device(job, target)
     asked = variants_asked(recipe, target)
+    if recipe.precision == "int8" and job.reference.image_seconds > SLOW_IMAGE_SECONDS:
+        asked = tuple(variant for variant in asked if variant.precision == "int8")
     if len(asked) == 1:
         plan = _plan(job, target, asked[0], target.NAME)
         built, judged = build_faithful(job, target, plan, _gate(recipe, target))
@@ -143,7 +150,7 @@ def variants_asked(recipe: Recipe, target: Target) -> tuple[Variant, ...]:
 
 def _is_chosen_on_device(target: Target) -> bool:
     """Return whether the device itself times the precisions, for nothing can be timed here."""
-    return target.NAME in PACKAGED_TARGETS and target.untimed_reason() is not None
+    return target.IS_PACKAGED and target.untimed_reason() is not None
 
 
 def _for_device(job: Job, target: Target) -> Selection:
@@ -154,11 +161,15 @@ def _for_device(job: Job, target: Target) -> Selection:
     renamed = [
         replace(item, part=replace(item.part, name=f"{item.part.name}{HALF_SUFFIX}"))
         for item in job.exported
+        if not keeps_float(item.part)
     ]
     half = build_target(replace(job, exported=renamed), name, target, Plan("fp16", name))
+    others = {item.artifact.part.removesuffix(HALF_SUFFIX): item.artifact for item in half}
     both = [
-        replace(item, artifact=_joined(item.artifact, other.artifact))
-        for item, other in zip(built, half, strict=True)
+        replace(item, artifact=_joined(item.artifact, others[item.artifact.part]))
+        if item.artifact.part in others
+        else item
+        for item in built
     ]
     note = f"{name}: holds INT8 and FP16; the device builds both and keeps the faster faithful one."
     return Selection(both, judged, notes=(note,))
@@ -209,8 +220,11 @@ def _built(
 
 
 def _with_settings(compressed: list[Compressed], variant: Variant) -> list[Compressed]:
+    """Return the artefacts with a variant's settings; what stays float has its own."""
     return [
         replace(item, artifact=with_settings(item.artifact, variant.settings))
+        if item.artifact.precision != "fp32" or variant.precision == "fp32"
+        else item
         for item in compressed
     ]
 
@@ -218,8 +232,9 @@ def _with_settings(compressed: list[Compressed], variant: Variant) -> list[Compr
 def _timed(job: Job, target: Target, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates with their latencies, all measured in turns."""
     recipe, totals = job.work.recipe, [0.0] * len(candidates)
-    seconds = recipe.measure.budget_seconds / len(job.exported)
-    for index, item in enumerate(job.exported):
+    compared = [(n, i) for n, i in enumerate(job.exported) if not keeps_float(i.part)]
+    seconds = recipe.measure.budget_seconds / len(compared)
+    for index, item in compared:
         feeds, batch = timing_feeds(recipe, job.images, item.part)
         with ExitStack() as stack:
             subjects = []

@@ -5,17 +5,19 @@ looks.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.activations import record_activations
 from vitdeploy.bundle import Artifact, BundleWriter
+from vitdeploy.compress.folding import Memory
+from vitdeploy.compress.int4 import Int4Result, quantize_int4
 from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.compress.placement import LEAST_INT8_PERCENT
 from vitdeploy.documents import (
@@ -23,12 +25,11 @@ from vitdeploy.documents import (
     Compressed,
     Measured,
 )
-from vitdeploy.evaluation import collect_outputs, fidelity_rows
-from vitdeploy.golden import write_golden
 from vitdeploy.graph.save import save_model
 from vitdeploy.image_sets import Chosen, Source
+from vitdeploy.job import ExportedPart, Job, Plan, Work, batch_of
 from vitdeploy.manifest import sha256_from_file
-from vitdeploy.measure import StageClock, Subject, measure_latency
+from vitdeploy.measure import Subject, measure_latency
 from vitdeploy.models.spec import ExportPart, LoadedModel
 from vitdeploy.onnx_export import (
     Parity,
@@ -36,110 +37,21 @@ from vitdeploy.onnx_export import (
     example_feeds,
     onnx_from_part,
     parity_batches,
-    reference_runner,
 )
-from vitdeploy.progress import Progress
-from vitdeploy.recipe import Int8Choices, Recipe
-from vitdeploy.report import FidelityRow
-from vitdeploy.runner import Feeds, Outputs, Runner
+from vitdeploy.recipe import (
+    INT4_OPSET,
+    INT4_PRECISIONS,
+    Int4Choices,
+    Int8Choices,
+    Recipe,
+    TargetName,
+)
+from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import BuildRequest, Settings, Target
 from vitdeploy.targets.onnx import OrtRunner
 
-GOLDEN_IMAGES = 4
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one target's artefacts are to be made."""
-
-    precision: str
-    folder: str
-    """Where in the bundle; the target's name, or another while candidates are compared."""
-    settings: Settings = field(default_factory=dict)
-    """Session settings on top of the target's own."""
-    pinned: Int8Choices | None = None
-    """INT8 as chosen before; searched for where None."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """How close one target's artefacts are to the reference, on their own engine."""
-
-    rows: list[FidelityRow]
-    golden: dict[str, Outputs]
-    """By part: the outputs on the first evaluation images."""
-
-
-@dataclass(frozen=True)
-class ExportedPart:
-    """A part's FP32 graph and where it lies while the run lasts."""
-
-    part: ExportPart
-    model: ir.Model
-    path: Path
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every stage of a run needs."""
-
-    recipe: Recipe
-    clock: StageClock
-    progress: Progress
-
-    def stage(self, name: str) -> Any:
-        """Begin a stage: told to the user and timed."""
-        self.progress.stage(name)
-        return self.clock.stage(name)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What building and comparing an artefact needs."""
-
-    work: Work
-    exported: list[ExportedPart]
-    images: Chosen
-    reference: dict[str, Outputs]
-    """By part: outputs of the model as loaded on the evaluation images."""
-    writer: BundleWriter
-
-
-def note_all(work: Work, notes: tuple[str, ...]) -> None:
-    """Tell the user every note."""
-    for note in notes:
-        work.progress.note(note)
-
-
-def evaluation_feeds(images: Chosen, part: ExportPart, batch: int) -> Iterator[Feeds]:
-    """Yield the evaluation images as feeds of `part`."""
-    for pixels, _ in images.evaluation.batches(batch):
-        yield {part.inputs[0].name: pixels}
-
-
-def batch_of(recipe: Recipe, images: Chosen) -> int:
-    """Return the batch of calibration and evaluation: fixed, or what fits a small machine."""
-    if isinstance(recipe.export.batch, int):
-        return recipe.export.batch
-    height, width = images.preprocess.size
-    return 8 if height * width <= 256 * 256 else 1
-
-
-def reference_outputs(work: Work, loaded: LoadedModel, images: Chosen) -> dict[str, Outputs]:
-    """Return by part the outputs of the model as loaded on all evaluation images."""
-    outputs = {}
-    batch = batch_of(work.recipe, images)
-    for part in loaded.parts:
-        with reference_runner(part) as runner:
-            outputs[part.name] = collect_outputs(
-                runner,
-                evaluation_feeds(images, part, batch),
-                work.recipe.export.batch,
-                progress=lambda done: work.progress.step(done, len(images.evaluation)),
-            )
-    return outputs
+LEAST_INT4_PERCENT = 50.0
+"""Of the weights of products; with less in INT4 an artefact is called `mixed`."""
 
 
 def export_parts(
@@ -153,14 +65,23 @@ def export_parts(
     """Return the FP32 graph of every part, written into `folder` of the bundle."""
     recipe = work.recipe
     opset = recipe.export.opset or max(target.OPSET for target in targets.values())
+    if recipe.precision in INT4_PRECISIONS:
+        opset = max(opset, INT4_OPSET)
     exported = []
     for part in loaded.parts:
         model = onnx_from_part(part, images.example, recipe.export.batch, opset)
         path = writer.add_file(f"{folder}/{part.name}.onnx")
         files = save_model(model, path)
+        if len(files) > 1:
+            model = ir.load(path)  # its weights are mapped from the file, and torch's can go
         size = sum(file.stat().st_size for file in files)
         exported.append(ExportedPart(part, model, path, sha256_from_file(path), size))
     return exported
+
+
+def without_modules(exported: list[ExportedPart]) -> list[ExportedPart]:
+    """Return the parts without their torch modules, once nothing runs those any more."""
+    return [replace(item, part=replace(item.part, module=None)) for item in exported]
 
 
 def check_parts(exported: list[ExportedPart], images: Chosen, recipe: Recipe) -> list[Parity]:
@@ -177,13 +98,18 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
     """Return the artefacts of every part for one target, as planned."""
     results = []
     for item in job.exported:
-        model, quantized = item.model, None
-        kept = plan.precision
+        model, quantized, int4, activations = item.model, None, None, None
+        kept = "fp32" if keeps_float(item.part) else plan.precision
+        settings = plan.settings if kept == plan.precision else {}
         if kept == "int8":
             with job.work.stage(f"quantize {name}"):
                 quantized = quantize(job, target, item, plan.pinned)
             model = quantized.model
             kept = "int8" if quantized.int8_macs_percent >= LEAST_INT8_PERCENT else "mixed"
+        elif kept in INT4_PRECISIONS:
+            pinned = plan.pinned_int4 or job.work.recipe.int4.choices.get(cast("TargetName", name))
+            int4 = quantize_weights(job, item, pinned)
+            model = int4.model
         with job.work.stage(f"build {name}"):
             path = job.writer.add_file(f"{plan.folder}/{item.part.name}.onnx")
             probed = job.images.calibration or job.images.evaluation
@@ -193,12 +119,49 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
                 kept,
                 path.parent,
                 item.sha256,
-                images=partial(filled_feeds, job, item, probed),
+                images=None if keeps_float(item.part) else partial(filled_feeds, job, item, probed),
                 trt_version=job.work.recipe.export.trt_version,
             )
-            artifact = with_settings(target.build(request), plan.settings)
-        results.append(Compressed(artifact, quantized))
+            artifact = with_settings(target.build(request), settings)
+            if int4 is not None:
+                feeds = filled_feeds(job, item, probed)
+                activations = record_activations(target, artifact, model, feeds)
+                if int4.int4_weights_percent < LEAST_INT4_PERCENT:
+                    artifact = replace(artifact, precision="mixed")
+        results.append(Compressed(artifact, quantized, int4=int4, activations=activations))
     return results
+
+
+def keeps_float(part: ExportPart) -> bool:
+    """Return whether a part stays in FP32 whatever is asked for, as one that reads prompts does.
+
+    It is a small share of the work (SAM's mask decoder 1 % of a ViT-B encoder's), and where masks
+    end follows from small differences: in INT8 the decoder of sam-scenes alone, on the reference's
+    embeddings, costs 1.1 points of mask IoU (onnx and openvino; 1.0 on trt), as much as its whole
+    encoder does; bf16 moves SAM's logits by 0.6.
+    """
+    return part.example is not None
+
+
+def output_notes(job: Job, artifacts: Sequence[Artifact]) -> list[str]:
+    """Return a line on each artefact that stays in float, or that lacks outputs of its part."""
+    notes = []
+    parts = {item.part.name: item.part for item in job.exported}
+    for artifact in artifacts:
+        if keeps_float(parts[artifact.part]) and job.work.recipe.precision != "fp32":
+            notes.append(
+                f"{artifact.target}, {artifact.part}: stays in FP32, for it is little of the work "
+                "and its masks' edges follow from small differences."
+            )
+        made = {tensor.name for tensor in artifact.outputs}
+        lacking = [f"'{t.name}'" for t in parts[artifact.part].outputs if t.name not in made]
+        if lacking:
+            notes.append(
+                f"{artifact.target}, {artifact.part}: no {', '.join(lacking)}, whose size follows "
+                "from an input's values, which this engine cannot plan for; resize low_res_masks "
+                "(the predictor and vitdeploy.mask_resizing do)."
+            )
+    return notes
 
 
 def with_settings(artifact: Artifact, settings: Settings) -> Artifact:
@@ -225,52 +188,40 @@ def quantize(
     work = job.work
     calibration = job.images.require_calibration()
 
+    def step(done: int) -> None:
+        work.progress.step(done, len(calibration))
+
     return quantize_int8(
         item.model,
         target.quant_scheme(),
         partial(filled_feeds, job, item, calibration),
         work.recipe.int8,
-        progress=lambda done: work.progress.step(done, len(calibration)),
+        memory=job.memories.setdefault(item.part.name, Memory(step)),
         pinned=pinned,
     )
 
 
-def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
-    """Return the fidelity of a target's artefacts on their own engine.
-
-    Raises:
-        DataError: an output is not finite, or of another shape.
-    """
-    rows = []
-    golden = {}
-    work, images = job.work, job.images
-    batch = batch_of(work.recipe, images)
-    for item in compressed:
-        artifact = item.artifact
-        feeds = (
-            {artifact.inputs[0].name: pixels} for pixels, _ in images.evaluation.batches(batch)
-        )
-        with target.open(artifact, work.recipe.measure.threads) as runner:
-            outputs = collect_outputs(
-                runner,
-                feeds,
-                work.recipe.export.batch,
-                progress=lambda done: work.progress.step(done, len(images.evaluation)),
+def quantize_weights(job: Job, item: ExportedPart, pinned: Int4Choices | None) -> Int4Result:
+    """Return a part's graph with INT4 weights; targets share what was chosen alike."""
+    work = job.work
+    key = (item.part.name, "" if pinned is None else pinned.model_dump_json())
+    if key not in job.int4:
+        calibration = job.images.require_calibration()
+        with work.stage("quantize int4"):
+            job.int4[key] = quantize_int4(
+                item.model,
+                partial(filled_feeds, job, item, calibration),
+                work.recipe.int4,
+                progress=lambda done: work.progress.step(done, len(calibration)),
+                pinned=pinned,
             )
-        golden[artifact.part] = {name: v[:GOLDEN_IMAGES] for name, v in outputs.items()}
-        rows += fidelity_rows(
-            (artifact.target, artifact.part),
-            job.reference[artifact.part],
-            outputs,
-            images.labels,
-            classes=images.class_output,
-            centred=work.recipe.model.random_weights,
-        )
-    return Judged(rows, golden)
+    return job.int4[key]
 
 
 def timing_feeds(recipe: Recipe, images: Chosen, part: ExportPart) -> tuple[Feeds, int]:
-    """Return what a part is fed while it is timed, and the batch size."""
+    """Return what a part is fed while it is timed, and the batch size; one prompt is one."""
+    if part.example is not None:
+        return example_feeds(part, images.example, 1), 1
     fixed = recipe.export.batch
     batch = fixed if isinstance(fixed, int) else recipe.measure.batch
     return example_feeds(part, images.example, batch), batch
@@ -308,37 +259,6 @@ def time_artifacts(
                 for name, (precision, r) in runners.items()
             ]
     return rows
-
-
-def write_golden_of_target(writer: BundleWriter, target: str, judged: Judged) -> None:
-    """Write what a target's artefacts gave for the first evaluation images."""
-    for part, outputs in judged.golden.items():
-        write_golden(writer.folder, f"{part}.{target}", {}, outputs)
-
-
-def device_golden(job: Job) -> dict[str, tuple[Feeds, Outputs]]:
-    """Return by part inputs and reference outputs for the device: a few images, or one batch."""
-    batch = job.work.recipe.export.batch
-    count = max(GOLDEN_IMAGES, batch if isinstance(batch, int) else 1)
-    pixels = job.images.evaluation.first(count)
-    found: dict[str, tuple[Feeds, Outputs]] = {}
-    for item in job.exported:
-        outputs = {n: v[: len(pixels)] for n, v in job.reference[item.part.name].items()}
-        size = max(len(pixels), batch if isinstance(batch, int) else 1)  # few images: they repeat
-        found[item.part.name] = (
-            {item.part.inputs[0].name: np.resize(pixels, (size, *pixels.shape[1:]))},
-            {name: np.resize(value, (size, *value.shape[1:])) for name, value in outputs.items()},
-        )
-    return found
-
-
-def write_golden_of(
-    writer: BundleWriter, item: ExportedPart, reference: dict[str, Outputs], images: Chosen
-) -> None:
-    """Write the first evaluation images and the reference outputs of one part."""
-    pixels = images.evaluation.first(GOLDEN_IMAGES)
-    outputs = {name: v[: len(pixels)] for name, v in reference[item.part.name].items()}
-    write_golden(writer.folder, item.part.name, {item.part.inputs[0].name: pixels}, outputs)
 
 
 def remove_reference(writer: BundleWriter) -> None:

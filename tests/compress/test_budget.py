@@ -31,10 +31,34 @@ def test_a_share_is_of_what_is_left_when_it_is_asked_for():
     budget = Budget(10.0, clock)
     clock.now += 2.0
     is_over = budget.until(0.5)
-    clock.now += 3.9
+    clock.now += 1.0
     assert not is_over()
-    clock.now += 0.2
+    clock.now += 1.5
+    assert not is_over()
+    # 1 s of the 4 is left, and a unit of work took 1.5 s.
+    clock.now += 0.5
     assert is_over()
+
+
+def test_a_part_has_its_own_limit_and_notes_what_it_skips_with_the_whole():
+    clock = Clock()
+    budget = Budget(10.0, clock)
+    budget.image_seconds, budget.batch_images = 0.5, 4
+    clock.now += 4.0
+    part = budget.part(0.5)
+    assert (part.left, part.image_seconds, part.batch_images) == (3.0, 0.5, 4)
+    clock.now += 2.0
+    assert (part.left, budget.left) == (1.0, 4.0)
+    assert not part.affords(2.0, "a")
+    assert budget.skipped == ["a"]
+
+
+def test_what_is_reserved_is_not_left():
+    budget = Budget(10.0, Clock())
+    budget.reserved = 3.0
+    assert budget.left == 7.0
+    budget.reserved = 0.0
+    assert budget.left == 10.0
 
 
 def test_pauses_do_not_count():

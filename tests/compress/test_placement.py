@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.conftest import tiny_vit_graph
+from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.compress.placement import (
     Quantization,
@@ -35,7 +36,7 @@ def test_a_switch_gives_what_quantising_that_site_alone_gives(
     feeds = [{"pixel_values": pixels}]
     names = list(quantization.weights)
     macs = dict.fromkeys(names, 1.0)
-    placement = measure_placement(vit_graph, quantization, macs, lambda: iter(feeds), 60.0)
+    placement = measure_placement(vit_graph, quantization, macs, lambda: iter(feeds), Budget(60.0))
     noise = placement.noise
     assert placement.reason is None
     with runner_from_model(vit_graph) as runner:

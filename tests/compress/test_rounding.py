@@ -21,6 +21,7 @@ from vitdeploy.recipe import Int8Section
 from vitdeploy.targets.onnx import runner_from_model
 
 AMPLE = 1e9
+ROWS = {"fc1": 4.0, "fc2": 4.0, "head": 1.0}
 
 
 def correlated(rows: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_moments_are_those_of_the_activation(vit_graph: ir.Model, pixels: np.nda
     sites = [site for site in find_weight_sites(vit_graph) if is_suited(site)]
     assert [site.name for site in sites] == ["fc1", "fc2", "head"]
     batches = [{"pixel_values": pixels[:4]}, {"pixel_values": pixels[4:]}]
-    found = collect_moments(vit_graph, sites, lambda: iter(batches))
+    found = collect_moments(vit_graph, sites, lambda: iter(batches), rows_per_channel=AMPLE)
     copy = vit_graph.clone()
     copy.graph.outputs.append(next(o for n in copy.graph for o in n.outputs if o.name == "normed"))
     with runner_from_model(copy) as runner:
@@ -106,10 +107,21 @@ def test_moments_are_those_of_the_activation(vit_graph: ir.Model, pixels: np.nda
     assert found["pooled"].rows == len(pixels)
 
 
+def test_moments_do_not_depend_on_what_else_is_asked_for(vit_graph: ir.Model, pixels: np.ndarray):
+    sites = [site for site in find_weight_sites(vit_graph) if is_suited(site)]
+    batches = [{"pixel_values": pixels[start : start + 1]} for start in range(6)]
+    together = collect_moments(vit_graph, sites, lambda: iter(batches), rows_per_channel=4)
+    alone = collect_moments(vit_graph, sites[:1], lambda: iter(batches), rows_per_channel=4)
+    name = str(sites[0].activation.name)
+    # 16 tokens an image: two images are 4 rows for each of the 8 channels
+    assert together[name].rows == alone[name].rows == 32
+    np.testing.assert_allclose(together[name].product, alone[name].product, rtol=1e-6)
+
+
 def test_products_seen_on_too_few_tokens_are_left_alone(vit_graph: ir.Model, pixels: np.ndarray):
     sites = [site for site in find_weight_sites(vit_graph) if site.name != "patch"]
     feeds = [{"pixel_values": pixels}]
-    found = round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), Budget(AMPLE))
+    found = round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), Budget(AMPLE), ROWS)
     # 6 images give the head 6 rows for 8 channels
     assert list(found) == ["fc1", "fc2"]
     for site in sites[:2]:
@@ -120,7 +132,7 @@ def test_without_time_nothing_is_rounded_and_that_is_noted(vit_graph: ir.Model, 
     sites = [site for site in find_weight_sites(vit_graph) if site.name != "patch"]
     budget = Budget(0.0)
     feeds = [{"pixel_values": pixels}]
-    assert round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), budget) == {}
+    assert round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), budget, ROWS) == {}
     assert budget.skipped == ["GPTQ rounding of 3 products"]
 
 

@@ -10,13 +10,26 @@ from onnx import numpy_helper
 from vitdeploy.bundle import sha256_from_file
 
 
-def rewrite_artefact(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    """Edit onnx/model.onnx of a bundle in place and bring the manifest up to date."""
-    path = bundle / "onnx/model.onnx"
+def rewrite_artefact(
+    bundle: Path, change: Callable[[onnx.ModelProto], object], name: str = "onnx/model.onnx"
+) -> None:
+    """Edit a graph of a bundle in place and bring the manifest up to date."""
+    path = bundle / name
     proto = onnx.load(path)
     change(proto)
     onnx.save(proto, path)
-    update_manifest(bundle, "onnx/model.onnx")
+    update_manifest(bundle, name)
+
+
+def forget_file(bundle: Path, name: str) -> None:
+    """Remove a file of a bundle, and its entries in the manifest."""
+    (bundle / name).unlink()
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != name]
+    for part in manifest["parts"]:
+        part["extra_files"] = [entry for entry in part["extra_files"] if entry["path"] != name]
+    path.write_text(json.dumps(manifest))
 
 
 def update_manifest(bundle: Path, name: str) -> None:

@@ -69,13 +69,20 @@ def test_rtx_is_linted_as_its_own_version(tmp_path: Path, capsys: pytest.Capture
     assert (report["target"], report["trt_version"]) == ("trt-rtx", "1.7")
 
 
-def test_cards_and_profiles(tmp_path: Path):
+def test_cards(tmp_path: Path):
     half = write(tmp_path, 16, "bad")
     assert exit_code_from(["lint", half]) == 0
     assert exit_code_from(["lint", half, "--compute-capability", "8.7"]) == 5
+
+
+def test_a_dynamic_batch_is_a_warning_that_profiled_takes_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     dynamic = write(tmp_path, 19, "bad")
-    assert exit_code_from(["lint", dynamic]) == 5
+    assert exit_code_from(["lint", dynamic]) == 0
+    assert "its shape (?, 4, 32) is not fixed" in " ".join(capsys.readouterr().err.split())
     assert exit_code_from(["lint", dynamic, "--profiled", "x"]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,23 @@ def test_external_data_that_is_missing_cut_or_elsewhere(tmp_path: Path):
 
 def test_inputs_that_a_package_profiles_may_be_dynamic(tmp_path: Path):
     path = saved(graphs.plain(shape="batch,4,32"), tmp_path)
-    assert lint_file(path).errors == 1
+    alone = lint_file(path)
+    assert (alone.errors, alone.warnings) == (0, 1)
     contents = {
         "format": "vitdeploy-trt-package",
         "parts": [{"inputs": [{"name": "x", "min": [1, 4, 32]}]}],
     }
     (tmp_path / "package.json").write_text(json.dumps(contents))
-    assert lint_file(path).errors == 0
+    packaged = lint_file(path)
+    assert (packaged.errors, packaged.warnings) == (0, 0)
     (tmp_path / "package.json").write_text('{"name": "of another tool"}')
-    assert lint_file(path).errors == 1
+    assert lint_file(path).warnings == 1
+
+
+def test_a_package_without_the_profile_is_an_error(tmp_path: Path):
+    path = saved(graphs.plain(shape="batch,4,32"), tmp_path)
+    contents = {"format": "vitdeploy-trt-package", "parts": [{"inputs": [{"name": "other"}]}]}
+    (tmp_path / "package.json").write_text(json.dumps(contents))
+    report = lint_file(path)
+    assert report.errors == 1
+    assert "package.json has no range for it" in report.findings[0].why

@@ -146,6 +146,15 @@ def sample(**changes: Any) -> Report:
                 ("latency", 10.01, 1129),
             )
         ],
+        "search": [
+            {
+                "target": "openvino",
+                "part": "model",
+                "seconds": 41.5,
+                "candidates": 310,
+                "skipped": ["GPTQ rounding of 12 products"],
+            }
+        ],
         "environment": {
             "cpu": "An Imaginary CPU @ 3.00GHz",
             "cpu_features": "vnni",

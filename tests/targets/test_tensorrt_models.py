@@ -14,8 +14,9 @@ def test_parses_builds_fuses_and_lints_clean(model: str, precision: str):
     assert (row["parse"], row["build"]) == ("ok", "ok"), row
     assert row["lint errors"] == 0
     if precision == "int8":
-        done, total = map(int, row["INT8 products"].split("/"))
-        assert done >= 0.5 * total
-        assert "dequantised before" not in row.get("why", "")
+        done, _ = map(int, row["INT8 products"].split("/"))
+        assert done == row["quantised"], row  # all that the graph asks for; the why names the rest
+        # --int8 promises 80 %. FastViT's depthwise convolutions are many products of few MACs.
+        assert row["MACs in INT8, %"] >= 80
     if "@518" in model:
         assert row["in INT8"] == 0

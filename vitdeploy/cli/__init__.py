@@ -13,6 +13,7 @@ import typer
 from vitdeploy.cli.build import build
 from vitdeploy.cli.check import check
 from vitdeploy.cli.diagnose import diagnose
+from vitdeploy.cli.distill import distill
 from vitdeploy.cli.export import export
 from vitdeploy.cli.inspect import doctor, inspect, models
 from vitdeploy.cli.lint import lint
@@ -69,6 +70,7 @@ COMMANDS = (
     plan,
     quantize,
     prune,
+    distill,
     check,
     build,
     profile,

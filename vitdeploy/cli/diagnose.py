@@ -10,7 +10,11 @@ from vitdeploy.cli.outcome import require_writable, write_text
 
 
 def diagnose(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder with an INT8 ONNX artefact.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder with an INT8 artefact.")],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Whose artefact: onnx, trt, trt-rtx; the bundle's first by default."),
+    ] = None,
     calib: Annotated[
         str | None, typer.Option(help="Images to look at; the bundle's golden inputs by default.")
     ] = None,
@@ -36,7 +40,12 @@ def diagnose(
         require_writable(html)
     with ConsoleProgress(quiet=quiet or json) as progress:
         diagnosis = diagnose_bundle(
-            bundle, calib=calib, samples=calib_samples, seconds=seconds, progress=progress
+            bundle,
+            target=target,
+            calib=calib,
+            samples=calib_samples,
+            seconds=seconds,
+            progress=progress,
         )
     if html:
         write_text(html, render(diagnosis))

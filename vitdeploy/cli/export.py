@@ -12,6 +12,11 @@ from vitdeploy.cli.options import (
     EvalSamples,
     Force,
     ImageSize,
+    Int4,
+    Int4Block,
+    Int4MaxSize,
+    Int4MinSqnr,
+    Int4Mixed,
     Json,
     KeepReference,
     MaxDrop,
@@ -25,7 +30,9 @@ from vitdeploy.cli.options import (
     Seed,
     Targets,
     TrtVersion,
+    int4_section,
     one_precision,
+    trt_version_or_default,
 )
 from vitdeploy.cli.outcome import run_and_show
 
@@ -39,13 +46,25 @@ def export(
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16, bf16, int8 (w8a8), or auto: the fastest that is faithful."),
+        typer.Option(
+            help="fp32, fp16, bf16, int8 (w8a8), w4a16 (int4), w4a8, or auto: the fastest that is "
+            "faithful."
+        ),
     ] = None,
+    int4: Int4 = False,
+    int4_mixed: Int4Mixed = False,
+    int4_max_size: Int4MaxSize = None,
+    int4_min_sqnr: Int4MinSqnr = None,
+    int4_block: Int4Block = 64,
     prune_heads: Annotated[
         float | None, typer.Option(help="Share of all heads to remove for good, 0..1.")
     ] = None,
     prune_mlp: Annotated[
         float | None, typer.Option(help="Share of the MLPs' hidden channels to remove, 0..1.")
+    ] = None,
+    merge_tokens: Annotated[
+        float | None,
+        typer.Option(help="Share of a plain ViT's patch tokens to merge, 0..0.5; not exact."),
     ] = None,
     target: Targets = None,
     calib: Calib = None,
@@ -55,7 +74,7 @@ def export(
     image_size: ImageSize = None,
     batch: Annotated[str, typer.Option(help="'dynamic', or a fixed number.")] = "dynamic",
     opset: Opset = None,
-    trt_version: TrtVersion = "10.3",
+    trt_version: TrtVersion = None,
     outputs: Outputs = None,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[
@@ -75,7 +94,8 @@ def export(
     """Export MODEL to an artefact, compare it with FP32, time it, write a bundle."""
     from vitdeploy.recipe import recipe_from_dict
 
-    chosen = one_precision(precision, int8=int8, fp16=fp16, bf16=bf16)
+    has_int4 = int4 or (int4_mixed and precision is None and not (int8 or fp16 or bf16))
+    chosen = one_precision(precision, int8=int8, int4=has_int4, fp16=fp16, bf16=bf16)
     data: dict[str, Any] = {
         "model": {
             "source": model,
@@ -91,12 +111,16 @@ def export(
             else None
         ),
         "targets": target or ["onnx"],
+        "int4": int4_section(
+            chosen, int4_block, mixed=int4_mixed, max_size=int4_max_size, min_sqnr=int4_min_sqnr
+        ),
+        "merge_tokens": {"share": merge_tokens} if merge_tokens is not None else None,
         "calibration": {"path": calib, "samples": calib_samples},
         "evaluation": {"path": eval_, "samples": eval_samples},
         "export": {
             "batch": int(batch) if batch.isdecimal() else batch,
             "opset": opset,
-            "trt_version": trt_version,
+            "trt_version": trt_version_or_default(trt_version, chosen),
         },
         "gates": {
             "max_drop_points": max_drop,

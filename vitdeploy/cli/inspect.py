@@ -38,8 +38,10 @@ def models(json: Json = False) -> None:
 
 def doctor(json: Json = False) -> None:
     """Show what this machine offers: processor, versions, targets."""
+    from vitdeploy.allocator import describe_allocator
     from vitdeploy.display import print_environment
     from vitdeploy.environment import describe_environment
     from vitdeploy.targets import describe_targets
 
-    print_environment({**describe_environment(), **describe_targets()}, as_json=json)
+    allocator = {"allocator": describe_allocator()}
+    print_environment({**describe_environment(), **allocator, **describe_targets()}, as_json=json)

@@ -31,6 +31,13 @@ def prune(
     to_million_parameters: Annotated[
         float | None, typer.Option(help="Prune until this many million parameters are left.")
     ] = None,
+    to_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Prune until the median latency, measured in FP32 on --target, is this."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Of --to-latency-ms: onnx, openvino (ov), trt, trt-rtx.")
+    ] = "onnx",
     criterion: Annotated[
         str, typer.Option(help="taylor, gate; controls: magnitude, random.")
     ] = "taylor",
@@ -59,7 +66,7 @@ def prune(
     import json as json_library
 
     from vitdeploy.console import ConsoleProgress, print_json, print_line
-    from vitdeploy.pruning import prune as prune_to_folder
+    from vitdeploy.pruning import prune_from_recipe
     from vitdeploy.recipe import recipe_from_dict
 
     recipe = recipe_from_dict(
@@ -77,22 +84,21 @@ def prune(
                 "blocks": prune_blocks,
                 "to_gmacs": to_gmacs,
                 "to_million_parameters": to_million_parameters,
+                "to_latency_ms": to_latency_ms,
                 "criterion": criterion,
                 "ranking": ranking,
                 "width_multiple": width_multiple,
                 "path": calib,
                 "samples": calib_samples,
             },
+            "targets": [target],
             "seed": seed,
         },
         "options",
     )
-    assert recipe.prune is not None
     folder = output or Path(f"{Path(model).name.rpartition(':')[2]}-pruned")
     with ConsoleProgress(quiet=quiet or json) as progress:
-        report = prune_to_folder(
-            recipe.model, recipe.prune, folder, seed=recipe.seed, force=force, progress=progress
-        )
+        report = prune_from_recipe(recipe, folder, force=force, progress=progress)
     if json:
         print_json(json_library.dumps(report.to_dict(), indent=2))
     elif not quiet:

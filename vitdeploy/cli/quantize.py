@@ -1,4 +1,4 @@
-"""`vitdeploy quantize`: an FP32 ONNX file from elsewhere to INT8."""
+"""`vitdeploy quantize`: an FP32 ONNX file from elsewhere to INT8 or INT4."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,11 @@ from vitdeploy.cli.options import (
     Eval,
     EvalSamples,
     Force,
+    Int4,
+    Int4Block,
+    Int4MaxSize,
+    Int4MinSqnr,
+    Int4Mixed,
     Json,
     KeepReference,
     MaxDrop,
@@ -22,6 +27,9 @@ from vitdeploy.cli.options import (
     Seed,
     Targets,
     TrtVersion,
+    int4_section,
+    one_precision,
+    trt_version_or_default,
 )
 from vitdeploy.cli.outcome import run_and_show
 from vitdeploy.errors import UsageError
@@ -29,6 +37,14 @@ from vitdeploy.errors import UsageError
 
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 ONNX file.")],
+    precision: Annotated[
+        str | None, typer.Option(help="int8 (the default), w4a16 (int4), or w4a8.")
+    ] = None,
+    int4: Int4 = False,
+    int4_mixed: Int4Mixed = False,
+    int4_max_size: Int4MaxSize = None,
+    int4_min_sqnr: Int4MinSqnr = None,
+    int4_block: Int4Block = 64,
     calib: Calib = None,
     calib_samples: CalibSamples = 256,
     eval_: Eval = None,
@@ -45,7 +61,7 @@ def quantize(
     image_size: Annotated[int | None, typer.Option(help="Where the file leaves it open.")] = None,
     batch: Annotated[str, typer.Option(help="'dynamic' or fixed; as in the file.")] = "dynamic",
     opset: Opset = None,
-    trt_version: TrtVersion = "10.3",
+    trt_version: TrtVersion = None,
     outputs: Outputs = None,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[float | None, typer.Option(help="Gate: against FP32.")] = None,
@@ -60,13 +76,20 @@ def quantize(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring MODEL.onnx, an FP32 file from elsewhere, to INT8; no torch model is needed."""
+    """Bring MODEL.onnx, an FP32 file from elsewhere, to INT8 or INT4; no torch model is needed."""
     from vitdeploy.recipe import is_onnx_source, recipe_from_dict
 
     if not is_onnx_source(str(model)):
         raise UsageError(
             f"'{model}' is no .onnx file. `vitdeploy quantize` takes an FP32 ONNX file; for all "
             "other models use `vitdeploy export MODEL --int8`."
+        )
+    has_int4 = int4 or (int4_mixed and precision is None)
+    chosen = one_precision(precision, int4=has_int4) if precision or has_int4 else "int8"
+    if chosen.lower() not in ("int8", "w8a8", "int4", "w4a16", "w4a8"):
+        raise UsageError(
+            f"`vitdeploy quantize` brings weights to INT8 or INT4, not to '{chosen}'; allowed: "
+            "int8, w4a16 (int4), w4a8."
         )
     prepared = {
         **_preprocess_from_file(preprocess),
@@ -83,14 +106,17 @@ def quantize(
             "outputs": outputs,
             "preprocess": prepared or None,
         },
-        "precision": "int8",
+        "precision": chosen,
+        "int4": int4_section(
+            chosen, int4_block, mixed=int4_mixed, max_size=int4_max_size, min_sqnr=int4_min_sqnr
+        ),
         "targets": target or ["onnx"],
         "calibration": {"path": calib, "samples": calib_samples},
         "evaluation": {"path": eval_, "samples": eval_samples},
         "export": {
             "batch": int(batch) if batch.isdecimal() else batch,
             "opset": opset,
-            "trt_version": trt_version,
+            "trt_version": trt_version_or_default(trt_version, chosen),
         },
         "gates": {
             "max_drop_points": max_drop,

@@ -6,7 +6,10 @@ test module.
 
 STEPS: dict[str, str] = {
     "prune": "vitdeploy.compress.prune",
+    "distill": "vitdeploy.compress.distill",
+    "merge_tokens": "vitdeploy.compress.merge_tokens",
     "int8": "vitdeploy.compress.int8",
+    "int4": "vitdeploy.compress.int4",
 }
 """Name -> module."""
 
@@ -18,6 +21,7 @@ SHARED_MODULES = (
     "rotating",
     "placement",
     "rounding",
+    "sampling",
     "bias",
     "attention_int8",
     "budget",

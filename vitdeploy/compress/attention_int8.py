@@ -7,21 +7,24 @@ many small ones, so its largest code is searched. Each site is measured alone at
 output, and the quietest are taken while their noise stays small.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import (
     Batches,
     Probe,
     RangeCandidate,
     collect_range_errors,
     collect_statistics,
+    limited,
 )
 from vitdeploy.compress.placement import relative_noise
+from vitdeploy.compress.sampling import spread
 from vitdeploy.errors import CompressionError, suggest
 from vitdeploy.graph.attention import AttentionGraphSite, find_attention
 from vitdeploy.graph.attention_qdq import (
@@ -35,7 +38,7 @@ from vitdeploy.graph.sites import add_initializer
 from vitdeploy.runner import Feeds, Outputs
 
 ATTENTION_SHARE = 0.15
-"""Of the search's whole budget; comes on top where nothing else left that much."""
+"""Of the search's whole budget, kept for this."""
 NOISE_BESIDE_PRODUCTS = 0.5
 """Attention in INT8 may add this share of the noise that the INT8 products make (1.8 dB)."""
 SMALL_NOISE = 2.5e-4
@@ -46,8 +49,13 @@ CEILINGS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 _IMAGES = 16
 _CEILING_IMAGES = 4
 """A softmax over many tokens is large, and every share tried passes over it again."""
+_CEILING_SHARE = 0.4
+"""Of the time left then."""
+_RANGE_COST = 1.5
+"""What an image costs while ranges are taken, in passes of the FP32 graph."""
 _RUNS_TOGETHER = 4
 """Of one image: the reference, the INT8 products, attention in float, all attention in INT8."""
+_RUN_COST = 2.0
 _GATES = "vitdeploy_attention_gates"
 
 
@@ -61,7 +69,7 @@ class AttentionRequest:
     """FP32 graph of the nodes and names of the quantised one."""
     scheme: QuantScheme
     batches: Batches
-    budget_seconds: float
+    budget: Budget
     pinned: Mapping[str, float] | None = None
     """Sites and softmax ceilings that an earlier run chose; nothing is searched then."""
 
@@ -89,16 +97,22 @@ def quantize_attention_(quantized: ir.Model, request: AttentionRequest) -> Atten
         sites = _pinned(sites, request.pinned)
     if not sites:
         return AttentionInt8(kept_float=tuple(kept))
-    images = spread(request.batches, _IMAGES)
+    images = _cropped(request, spread(request.batches, _IMAGES))
     request = replace(request, batches=lambda: images)
-    ceilings = request.pinned or _ceilings(sites, request)
-    ranges = _ranges(sites, ceilings, request)
+    reason = _too_slow_reason(request, len(images))
+    if request.pinned is None and reason is not None:
+        return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
+    ranges = _ranges(sites, request)
+    ceilings = request.pinned or _ceilings(sites, ranges, request)
+    for site in sites:
+        softmax = _probes(site, request.scheme)[-1].value_name
+        ranges[softmax] = ActivationRange(0.0, ceilings[site.name])
     noise: dict[str, float] = {}
     chosen = [site.name for site in sites]
     if request.pinned is None:
         measured = _measure(sites, ranges, quantized, request)
         if measured is None:
-            reason = f"measuring its noise would take more than {request.budget_seconds:g} s"
+            reason = f"measuring its noise would take more than {request.budget.left:.3g} s"
             return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
         noise, chosen = measured
     insert_attention_qdq_(
@@ -119,9 +133,14 @@ def quietest(
         noise_of: measures a set, for noises do not simply add up.
     """
     ranked = sorted(noise, key=lambda name: noise[name])
-    while ranked and (sum(noise[n] for n in ranked) > 4 * spare or noise_of(ranked) > spare):
-        ranked.pop()
-    return [name for name in noise if name in ranked]
+    fits, too_many = 0, len(ranked) + 1
+    while too_many - fits > 1:
+        count = (fits + too_many) // 2
+        if noise_of(ranked[:count]) <= spare:
+            fits = count
+        else:
+            too_many = count
+    return [name for name in noise if name in ranked[:fits]]
 
 
 def _eligible(
@@ -180,37 +199,43 @@ def _pinned(
     return [known[name] for name in names]
 
 
-def _ceilings(sites: Sequence[AttentionGraphSite], request: AttentionRequest) -> dict[str, float]:
+def _too_slow_reason(request: AttentionRequest, batches: int) -> str | None:
+    """Return why not even all attention at once can be judged on one image, or None."""
+    budget = request.budget
+    runs = _RANGE_COST * _IMAGES + _RUN_COST * _RUNS_TOGETHER * _IMAGES / batches
+    if budget.left > 0 and runs * budget.image_seconds <= budget.left:
+        return None
+    return f"measuring its noise would take more than {budget.left:.3g} s"
+
+
+def _ranges(
+    sites: Sequence[AttentionGraphSite], request: AttentionRequest
+) -> dict[str, ActivationRange]:
+    """Return the extremes of all operands by value name."""
+    probes = [probe for site in sites for probe in _probes(site, request.scheme)]
+    unique = {probe.value_name: probe for probe in probes}
+    statistics = collect_statistics(request.folded, list(unique.values()), request.batches)
+    return {name: found.range for name, found in statistics.items()}
+
+
+def _ceilings(
+    sites: Sequence[AttentionGraphSite],
+    ranges: Mapping[str, ActivationRange],
+    request: AttentionRequest,
+) -> dict[str, float]:
     """Return by site the softmax value to end the codes at, for the least error."""
     probes = {site.name: _probes(site, request.scheme)[-1] for site in sites}
-    seen = collect_statistics(request.folded, list(probes.values()), request.batches)
-    tops = {name: seen[probe.value_name].range.high for name, probe in probes.items()}
+    tops = {name: ranges[probe.value_name].high for name, probe in probes.items()}
     candidates = {
         probe: [RangeCandidate(ActivationRange(0.0, tops[name] * share)) for share in CEILINGS]
         for name, probe in probes.items()
     }
-    few = _first(request.batches(), _CEILING_IMAGES)
-    errors = collect_range_errors(request.folded, candidates, request.scheme, lambda: few)
+    few = limited(request.batches, _CEILING_IMAGES, request.budget.until(_CEILING_SHARE))
+    errors = collect_range_errors(request.folded, candidates, request.scheme, few)
     return {
         name: tops[name] * CEILINGS[int(np.argmin(errors[probe.value_name].sum(axis=1)))]
         for name, probe in probes.items()
     }
-
-
-def _ranges(
-    sites: Sequence[AttentionGraphSite],
-    ceilings: Mapping[str, float],
-    request: AttentionRequest,
-) -> dict[str, ActivationRange]:
-    """Return the ranges of all operands by value name."""
-    probes = [probe for site in sites for probe in _probes(site, request.scheme)[:-1]]
-    unique = {probe.value_name: probe for probe in probes}
-    statistics = collect_statistics(request.folded, list(unique.values()), request.batches)
-    ranges = {name: found.range for name, found in statistics.items()}
-    for site in sites:
-        weights = _probes(site, request.scheme)[-1].value_name
-        ranges[weights] = ActivationRange(0.0, ceilings[site.name])
-    return ranges
 
 
 def _probes(site: AttentionGraphSite, scheme: QuantScheme) -> list[Probe]:
@@ -234,7 +259,7 @@ def _measure(
 
     names = [site.name for site in sites]
     switched = _with_switches(request.folded, sites, ranges, request.scheme)
-    products, pass_seconds = 0.0, 0.0
+    products, seconds = 0.0, 0.0
     read: list[tuple[Feeds, Outputs]] = []
     # Optimised away otherwise: the Q/DQ pairs and the switches are meant to be computed.
     settings = {"session.disable_quant_qdq": "1"}
@@ -244,31 +269,33 @@ def _measure(
         runner_from_model(switched, settings=settings) as runner,
     ):
         for feeds in request.batches():
-            start = time.perf_counter()
+            start = request.budget.spent
             off = runner({**feeds, _GATES: np.zeros(len(names), bool)})
-            # Enough for all sites at once; each alone is measured only where that is too noisy.
-            pass_seconds = (time.perf_counter() - start) * (1 + len(read))
-            if pass_seconds * _RUNS_TOGETHER > request.budget_seconds and not read:
-                return None
-            if pass_seconds * (len(names) + _RUNS_TOGETHER) > request.budget_seconds and read:
-                break
+            seconds = request.budget.spent - start
             products += relative_noise(reference(feeds), int8(feeds))
             read.append((feeds, off))
+            # Enough to judge all at once; where that is too noisy, one image ranks the sites.
+            if seconds * (3 * _RUNS_TOGETHER + len(read)) > request.budget.left:
+                break
 
-        def noise_of(chosen: Sequence[str]) -> float:
+        def noise_of(chosen: Sequence[str], seen: Sequence[tuple[Feeds, Outputs]]) -> float:
             gates = np.asarray([name in chosen for name in names])
-            rows = [relative_noise(off, runner({**f, _GATES: gates})) for f, off in read]
-            return sum(rows) / len(read)
+            rows = [relative_noise(off, runner({**f, _GATES: gates})) for f, off in seen]
+            return sum(rows) / len(seen)
 
         spare = NOISE_BESIDE_PRODUCTS * products / len(read)
         if not request.scheme.packs_attention:
             spare = max(spare, SMALL_NOISE)
-        if noise_of(names) <= spare:
+        if noise_of(names, read) <= spare:
             return {}, names
-        if pass_seconds * (len(names) + _RUNS_TOGETHER) > request.budget_seconds:
+        batch = read[:1]
+        image = batch if _is_fixed(request) else [(_first(batch[0][0]), _first(batch[0][1]))]
+        share = 1 if _is_fixed(request) else 1 / len(next(iter(batch[0][0].values())))
+        runs = len(names) * share + 1 + math.log2(1 + len(names))
+        if runs * seconds > request.budget.left:
             return None
-        noise = {name: noise_of([name]) for name in names}
-        return noise, quietest(noise, spare, noise_of)
+        noise = {name: noise_of([name], image) for name in names}
+        return noise, quietest(noise, spare, lambda chosen: noise_of(chosen, batch))
 
 
 def _with_switches(
@@ -301,27 +328,22 @@ def _with_switches(
     return copy
 
 
-def _first(batches: Iterable[Feeds], images: int) -> list[Feeds]:
-    """Return the first batches, of `images` images at least where there are as many."""
-    kept: list[Feeds] = []
-    for feeds in batches:
-        kept.append(feeds)
-        if sum(len(next(iter(f.values()))) for f in kept) >= images:
-            break
-    return kept
+def _cropped(request: AttentionRequest, batches: Sequence[Feeds]) -> list[Feeds]:
+    """Return as many images of each batch as make 16 in all, or where its size is fixed all.
 
-
-def spread(batches: Batches, images: int) -> list[Feeds]:
-    """Return batches of at least `images` images in all, evenly spread over the whole pass.
-
-    The first images of a folder are all of one class. At most twice as many are kept.
+    How many does not depend on the time left, so that a run with pinned choices sees the same.
     """
-    kept: list[Feeds] = []
-    stride = 1
-    for number, feeds in enumerate(batches()):
-        if number % stride:
-            continue
-        kept.append(feeds)
-        if sum(len(next(iter(f.values()))) for f in kept) >= 2 * images and len(kept) > 1:
-            kept, stride = kept[::2], 2 * stride
-    return kept
+    if _is_fixed(request):
+        return list(batches)
+    each = -(-_IMAGES // len(batches))
+    return [{name: value[:each] for name, value in feeds.items()} for feeds in batches]
+
+
+def _is_fixed(request: AttentionRequest) -> bool:
+    """Return whether the graph takes batches of one size only."""
+    shape = request.folded.graph.inputs[0].shape
+    return shape is not None and isinstance(shape[0], int)
+
+
+def _first(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[:1] for name, value in values.items()}

@@ -14,6 +14,10 @@ class Budget:
         self.seconds = seconds
         self.image_seconds = 0.0
         """What one image through the FP32 graph takes, once that is known."""
+        self.batch_images = 1
+        """How many images the calibration's batches have."""
+        self.reserved = 0.0
+        """Seconds kept for a later part of the search."""
         self.skipped: list[str] = []
         """One line for each thing left out."""
 
@@ -24,20 +28,44 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds that remain; 0 where none do."""
-        return max(self.seconds - self.spent, 0.0)
+        """Seconds that remain beside what is reserved; 0 where none do."""
+        return max(self.seconds - self.reserved - self.spent, 0.0)
 
     def affords(self, seconds: float, what: str) -> bool:
-        """Return whether time is left and `seconds` fit; note `what` as left out otherwise."""
+        """Return whether time is left and `seconds` fit; note `what` as left out otherwise.
+
+        To be asked before each unit of work, with what it is expected to take: the search then
+        ends late by the error of one estimate at most.
+        """
         if self.left > 0 and seconds <= self.left:
             return True
         self.skipped.append(what)
         return False
 
     def until(self, share: float) -> Callable[[], bool]:
-        """Return what tells whether `share` of the time that is left now has been spent."""
-        limit = self.spent + share * self.left
-        return lambda: self.spent >= limit
+        """Return what tells whether `share` of the time that is left now has been spent.
+
+        It is asked before each unit of work, and takes the next to be as long as the longest.
+        """
+        last = self.spent
+        limit = last + share * self.left
+        longest = 0.0
+
+        def is_over() -> bool:
+            nonlocal last, longest
+            now = self.spent
+            longest = max(longest, now - last)
+            last = now
+            return now + longest > limit or now >= limit
+
+        return is_over
+
+    def part(self, share: float) -> "Budget":
+        """Return a budget of its own, from now on, with `share` of what is left here."""
+        part = Budget(share * self.left, self._clock)
+        part.image_seconds, part.batch_images = self.image_seconds, self.batch_images
+        part.skipped = self.skipped
+        return part
 
     @contextmanager
     def paused(self) -> Iterator[None]:

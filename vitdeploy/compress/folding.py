@@ -5,7 +5,7 @@ done once for the graph that ships, and on fewer images for each rotation of it 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,35 +34,90 @@ class FoldedModel:
     """Ranges, and weights rounded to nearest, of the products that will be quantised."""
 
 
-def measure_activations(
-    model: ir.Model,
-    batches: Batches,
-    budget: Budget,
-    progress: Callable[[int], None] | None = None,
-) -> Statistics:
+class Memory:
+    """What the calibration images did in one FP32 graph, kept for the next target.
+
+    The numbers hold for every scheme; with these kept, the pass over all images is made once for
+    each graph, and not once for each target or each retry with more products in float.
+    """
+
+    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
+        self.progress = progress
+        """Called with the number of images seen."""
+        self._seen: dict[Hashable, _Seen] = {}
+
+    def activations(
+        self, key: Hashable, graphs: Sequence[ir.Model], batches: Batches, budget: Budget
+    ) -> Statistics:
+        """Return the statistics of what every product of the last graph reads.
+
+        Args:
+            key: names the values of the graphs' activations, as the rotations do.
+            graphs: one graph, or the one that all targets share and what one of them needs: the
+                same values by the same names, whatever else was rewritten.
+            batches: a pass over the calibration images, the same for every call.
+            budget: is told what an image takes.
+        """
+        seen = self._seen.setdefault(key, _Seen())
+        for graph in graphs:
+            seen.add(graph, batches, self.progress)
+        budget.image_seconds, budget.batch_images = seen.image_seconds, seen.batch_images
+        return {name: seen.statistics[probe] for name, probe in _sources(graphs[-1]).items()}
+
+
+class _Seen:
+    """Statistics of one graph's values, and what a pass cost."""
+
+    def __init__(self) -> None:
+        self.statistics: dict[Probe, ChannelStatistics] = {}
+        self.image_seconds = 0.0
+        self.batch_images = 1
+
+    def add(
+        self, graph: ir.Model, batches: Batches, progress: Callable[[int], None] | None
+    ) -> None:
+        """Measure what of `graph` is missing; two passes where one value has two channel axes."""
+        missing = [p for p in dict.fromkeys(_sources(graph).values()) if p not in self.statistics]
+        while missing:
+            once = {probe.value_name: probe for probe in missing}
+            missing = [probe for probe in missing if once[probe.value_name] != probe]
+            found = self._measured(graph, list(once.values()), batches, progress)
+            self.statistics |= {once[name]: own for name, own in found.items()}
+
+    def _measured(
+        self,
+        graph: ir.Model,
+        probes: Sequence[Probe],
+        batches: Batches,
+        progress: Callable[[int], None] | None,
+    ) -> Mapping[str, ChannelStatistics]:
+        images = 0
+
+        def count(done: int) -> None:
+            nonlocal images
+            self.batch_images = max(self.batch_images, done - images)
+            images = done
+            if progress:
+                progress(done)
+
+        start = time.perf_counter()
+        found = collect_statistics(graph, probes, batches, count)
+        self.image_seconds = (time.perf_counter() - start) / images
+        return found
+
+
+def measure_activations(model: ir.Model, batches: Batches, budget: Budget) -> Statistics:
     """Return the statistics of what every product reads, and tell the budget what an image takes.
 
     Args:
         model: canonical FP32 graph; not changed.
         batches: a pass over the calibration images.
         budget: of the search.
-        progress: called with the number of images seen.
 
     Raises:
         CompressionError: no images, NaN activations, unknown shapes.
     """
-    images = 0
-
-    def count(done: int) -> None:
-        nonlocal images
-        images = done
-        if progress:
-            progress(done)
-
-    start = time.perf_counter()
-    statistics = collect_statistics(model, _probes(find_weight_sites(model)), batches, count)
-    budget.image_seconds = (time.perf_counter() - start) / images
-    return statistics
+    return Memory().activations(None, [model], batches, budget)
 
 
 def folded_model(
@@ -111,21 +166,32 @@ def _gains(
     return scheme.quantizes_single_rows or _positions(site, statistics) > 1
 
 
-def _probes(sites: Sequence[WeightSite]) -> list[Probe]:
+def _sources(model: ir.Model) -> dict[str, Probe]:
+    """Return by activation (and by output of a convolution) where its statistics are measured."""
     probes: dict[str, Probe] = {}
-    for site in sites:
-        name = str(site.activation.name)
+    for site in find_weight_sites(model):
         try:
             rank = site.activation_rank
         except ValueError as error:
             raise CompressionError(
                 f"{error}, so its channels cannot be told; run onnx.shape_inference on the file."
             ) from error
-        probes[name] = Probe(name, site.channel_axis, rank)
+        probes[str(site.activation.name)] = _source(site.activation, site.channel_axis, rank)
         if site.kind == "Conv":
             output = str(site.node.outputs[0].name)
             probes.setdefault(output, Probe(output, 1, rank))
-    return list(probes.values())
+    return probes
+
+
+def _source(value: ir.Value, axis: int, rank: int) -> Probe:
+    """Return a probe of what `value` is a transposed view of: targets differ in transposes."""
+    axis %= rank
+    node = value.producer()
+    while node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+        order = node.attributes.get_ints("perm", tuple(reversed(range(rank))))
+        axis, value = order[axis], node.inputs[0]
+        node = value.producer()
+    return Probe(str(value.name), axis, rank)
 
 
 def _positions(site: WeightSite, statistics: Mapping[str, ChannelStatistics]) -> float:

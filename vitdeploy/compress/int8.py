@@ -6,9 +6,10 @@ positions and attention's products of two activations stay in float.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -24,14 +25,16 @@ from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import Batches
 from vitdeploy.compress.folding import (
     FoldedModel,
+    Memory,
     Statistics,
     folded_model,
     measure_activations,
 )
 from vitdeploy.compress.placement import Placement, measure_placement
-from vitdeploy.compress.rotating import Rotated, choose_rotations, rotate_
+from vitdeploy.compress.rotating import BUDGET_SHARE, Rotated, choose_rotations, rotate_
 from vitdeploy.compress.rounding import Grid, round_weights
-from vitdeploy.compress.search import FoldRequest, Found
+from vitdeploy.compress.sampling import mixed
+from vitdeploy.compress.search import SEARCH_IMAGES, FoldRequest, Found
 from vitdeploy.errors import CompressionError, suggest
 from vitdeploy.graph.cleanup import annotate_shapes_
 from vitdeploy.graph.gemm import matmul_from_gemm_
@@ -41,7 +44,7 @@ from vitdeploy.graph.qdq import QuantizedWeight, QuantScheme, insert_qdq_
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int8Choices, Int8Section
 
-PLACEMENT_SHARE = 0.6
+PLACEMENT_SHARE = 0.5
 """Of what the budget has left when it comes to which products stay in float."""
 
 
@@ -96,7 +99,7 @@ def quantize_int8(
     scheme: QuantScheme,
     batches: Batches,
     options: Int8Section,
-    progress: Callable[[int], None] | None = None,
+    memory: Memory | None = None,
     pinned: Int8Choices | None = None,
 ) -> Int8Result:
     """Return a quantised copy of the FP32 graph.
@@ -106,7 +109,7 @@ def quantize_int8(
         scheme: what the target takes.
         batches: a pass over the calibration images.
         options: of the recipe.
-        progress: called with the number of images seen.
+        memory: of what earlier calls saw in this graph on these images; this call adds to it.
         pinned: choices of an earlier run, so that nothing is searched.
 
     Raises:
@@ -117,22 +120,26 @@ def quantize_int8(
     every = find_weight_sites(copy)
     _require_sound(every)
     budget = Budget(options.search_seconds if pinned is None else math.inf)
+    if scheme.most_int8_attention_tokens and pinned is None:
+        budget.reserved = ATTENTION_SHARE * options.search_seconds
     names = frozenset(site.name for site in _selected(every, options.keep_float))
     request = FoldRequest(names, scheme, options, budget, pinned)
-    rotated, statistics = _rotated_(copy, request, batches, progress)
-    folded = folded_model(copy, request, batches, statistics)
-    placement = _placement(folded, request, batches, rotated.kept_float)
+    few = cache(partial(mixed, batches, SEARCH_IMAGES))
+    observer = _Observer(model, batches, memory or Memory(), request)
+    rotated, statistics = _rotated_(copy, observer, few)
+    folded = folded_model(copy, request, few, statistics)
+    placement = _placement(folded, request, few, rotated.kept_float)
     kept = set(placement.kept_float)
     chosen = [name for name in folded.quantization.weights if name not in kept]
-    rounded = _rounded(folded, chosen, request, batches)
+    rounded = _rounded(folded, chosen, request, few)
     quantized = _quantized_model(folded, chosen, rounded, corrects_bias=options.bias_correction)
     attention = AttentionInt8()
     if scheme.most_int8_attention_tokens:
         known = None if pinned is None else pinned.attention_int8
-        seconds = max(budget.left, ATTENTION_SHARE * options.search_seconds)
+        budget.reserved = 0.0
         attention = quantize_attention_(
             quantized,
-            AttentionRequest(model, folded.model, scheme, batches, seconds, known),
+            AttentionRequest(model, folded.model, scheme, few, budget, known),
         )
     found = folded.found
     return Int8Result(
@@ -156,7 +163,9 @@ def quantize_int8(
         attention=attention,
         search=SearchCost(
             budget.spent, rotated.candidates + found.candidates, tuple(budget.skipped)
-        ),
+        )
+        if pinned is None
+        else SearchCost(),
     )
 
 
@@ -172,34 +181,51 @@ def _prepared(model: ir.Model, scheme: QuantScheme) -> ir.Model:
     return copy
 
 
-def _rotated_(
-    model: ir.Model,
-    request: FoldRequest,
-    batches: Batches,
-    progress: Callable[[int], None] | None,
-) -> tuple[Rotated, Statistics]:
-    """Rotate streams in place, as pinned or as measured; return them and the statistics then."""
+@dataclass(frozen=True)
+class _Observer:
+    """Measures one graph on all calibration images, outside the search's budget."""
 
-    def measure() -> Statistics:
-        with request.budget.paused():
-            return measure_activations(model, batches, request.budget, progress)
+    model: ir.Model
+    """The FP32 graph that all targets share."""
+    batches: Batches
+    memory: Memory
+    request: FoldRequest
 
-    def fold(candidate: ir.Model, few: Batches) -> FoldedModel:
-        own = statistics
-        if candidate is not model:
-            own = measure_activations(candidate, few, request.budget)
-        return folded_model(candidate, request, few, own)
+    def activations(self, prepared: ir.Model, seeds: Mapping[str, int]) -> Statistics:
+        """Return the statistics of `prepared`, the graph as the scheme wants it and rotated."""
+        scheme, budget = self.request.scheme, self.request.budget
+        with budget.paused():
+            if not seeds:
+                return self.memory.activations((), [self.model, prepared], self.batches, budget)
+            key = (*sorted(seeds.items()), scheme.pointwise_convs_as_matmul, scheme.splits_qkv)
+            return self.memory.activations(key, [prepared], self.batches, budget)
 
+
+def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotated, Statistics]:
+    """Rotate streams of `copy`, as pinned or as measured; return them and the statistics then."""
+    request = observer.request
     if request.pinned is not None:
-        rotate_(model, request.pinned.rotations)
-        return Rotated(request.pinned.rotations), measure()
-    statistics = measure()
+        rotate_(copy, request.pinned.rotations)
+        return Rotated(request.pinned.rotations), observer.activations(
+            copy, request.pinned.rotations
+        )
+    statistics = observer.activations(copy, {})
     if request.options.folds == "off":
         return Rotated({}), statistics
-    rotated = choose_rotations(model, fold, batches, request.budget)
+    part = request.budget.part(BUDGET_SHARE)
+
+    def fold(candidate: ir.Model, images: Batches) -> FoldedModel:
+        return folded_model(
+            candidate,
+            replace(request, budget=part),
+            images,
+            measure_activations(candidate, images, part),
+        )
+
+    rotated = choose_rotations(copy, fold, few, part)
     if rotated.seeds:
-        rotate_(model, rotated.seeds)
-        statistics = measure()
+        rotate_(copy, rotated.seeds)
+        statistics = observer.activations(copy, rotated.seeds)
     return rotated, statistics
 
 
@@ -211,12 +237,12 @@ def _placement(
         return Placement({}, request.pinned.kept_float, "pinned by the recipe")
     if request.options.placement == "all":
         return Placement({}, (), "the recipe asks for every product in INT8")
-    seconds = PLACEMENT_SHARE * request.budget.left
+    budget = request.budget.part(PLACEMENT_SHARE)
     found = measure_placement(
-        folded.model, folded.quantization, folded.macs, batches, seconds, proposed
+        folded.model, folded.quantization, folded.macs, batches, budget, proposed
     )
     if found.reason is not None:
-        request.budget.skipped.append("which products are too noisy for INT8")
+        budget.skipped.append("which products are too noisy for INT8")
     return found
 
 
@@ -229,7 +255,8 @@ def _rounded(
         return {}
     sites = [site for site in find_weight_sites(folded.model) if site.name in wanted]
     grid = Grid(request.scheme.weight_bits)
-    return round_weights(folded.model, sites, batches, grid, request.budget)
+    tokens = {site.name: folded.macs[site.name] / site.macs_per_position() for site in sites}
+    return round_weights(folded.model, sites, batches, grid, request.budget, tokens)
 
 
 def _quantized_model(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import Batches
 from vitdeploy.graph.qdq import ActivationRange, QuantizedWeight, QuantScheme, insert_qdq_
 from vitdeploy.graph.sites import WeightSite, add_initializer, array_of, find_weight_sites
@@ -24,6 +25,10 @@ NOISE_PER_WORK = 4.0
 _LEAST_NOISE_SHARE = 0.01
 _GATES = "vitdeploy_gates"
 _MAX_IMAGES = 16
+PASS_COST = 2.5
+"""What an image takes with all switches, in passes of the FP32 graph."""
+SETS = 3
+"""Sets of sites that are measured whole."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def measure_placement(
     quantization: Quantization,
     macs: Mapping[str, float],
     batches: Batches,
-    budget_seconds: float,
+    budget: Budget,
     proposed: tuple[str, ...] = (),
 ) -> Placement:
     """Return what each site adds to the output's noise and which sites stay in float.
@@ -66,16 +71,18 @@ def measure_placement(
         quantization: ranges and weights of the sites in question.
         macs: by every site with weights.
         batches: a pass over the calibration images; at most 16 images are read.
-        budget_seconds: nothing is measured if one image for every site takes longer.
+        budget: nothing is measured if one image for every site takes longer.
         proposed: another set that leaves 80 % of the MACs in INT8, to be measured too.
     """
     from vitdeploy.targets.onnx import runner_from_model
 
     names = list(quantization.weights)
+    reason = f"one pass over {len(names)} sites exceeds {budget.left:.3g} s"
+    if (len(names) + SETS) * PASS_COST * budget.image_seconds > budget.left or not budget.left:
+        return Placement({}, (), reason)
     switched = _with_switches(model, names, quantization)
     # Optimised away otherwise: the Q/DQ pairs and the switches are meant to be computed.
     with runner_from_model(switched, settings={"session.disable_quant_qdq": "1"}) as runner:
-        start = time.perf_counter()
         noise = dict.fromkeys(names, 0.0)
         read: list[tuple[Feeds, Outputs]] = []
         images = 0
@@ -85,8 +92,9 @@ def measure_placement(
                 break
             before = time.perf_counter()
             reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
-            now = time.perf_counter()
-            share = (budget_seconds - (now - start)) / ((now - before) * len(names))
+            seconds = time.perf_counter() - before
+            # The sets are measured at last, on all that was read.
+            share = (budget.left - SETS * seconds * len(read)) / (seconds * (len(names) + SETS))
             if share < 1:
                 feeds = {} if read else _smaller(model, feeds, share)
                 if not feeds:
@@ -97,7 +105,6 @@ def measure_placement(
             read.append((feeds, reference))
             images += len(next(iter(feeds.values())))
         if not read:
-            reason = f"one pass over {len(names)} sites exceeds {budget_seconds:g} s"
             return Placement({}, (), reason)
         noise = {name: value / len(read) for name, value in noise.items()}
 

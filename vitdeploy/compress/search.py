@@ -112,10 +112,13 @@ def search(given: SearchInput) -> Found:
         return _from_pins(given, groups, refusals, given.request.pinned)
     options = {group.name: _shortlist(group, given) for group in groups}
     budget = given.request.budget
-    if not budget.affords(_IMAGE_COST * budget.image_seconds, "measuring folds and ranges"):
-        return _estimated(given, groups, refusals, options)
     grid = _candidates(given, groups, options, ratios)
     listed = {probe: [c for row in rows for c in row] for probe, rows in grid.items()}
+    if all(len(candidates) == 1 for candidates in listed.values()):
+        return _estimated(given, groups, refusals, options)
+    first = _IMAGE_COST * budget.image_seconds * budget.batch_images
+    if not budget.affords(first, "measuring folds and ranges"):
+        return _estimated(given, groups, refusals, options)
     is_over = budget.until(_BUDGET_SHARE)
     batches = limited(given.batches, _images_needed(given), is_over)
     errors = collect_range_errors(given.model, listed, given.request.scheme, batches)

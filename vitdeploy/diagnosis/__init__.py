@@ -1,7 +1,8 @@
 """`diagnose`: which layers of an INT8 artefact lose the accuracy, and what to do about it.
 
-`pairing` puts the FP32 graph and the artefact side by side, `measuring`, `extremes` and
-`switching` run them, `advice` concludes, `schema` is the result and `html` draws it.
+`artefact` and `reference` find the two graphs, `pairing` puts them side by side, `measuring`,
+`extremes` and `switching` run them, `layer_time` and `fusing` say what the engines make of them,
+`advice` concludes, `schema` is the result and `html` draws it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,12 @@ import onnx_ir as ir
 from vitdeploy.bundle import Artifact, Bundle, load_bundle, read_golden, verify
 from vitdeploy.data import ImageLoader, Preprocess, scan_images, synthetic_set
 from vitdeploy.diagnosis.advice import Evidence, advise
+from vitdeploy.diagnosis.artefact import choose_artifacts, graph_of, is_half, shipped_db
 from vitdeploy.diagnosis.extremes import measure_extremes
+from vitdeploy.diagnosis.fusing import fusion_rows
 from vitdeploy.diagnosis.layer_time import times_by_layer
 from vitdeploy.diagnosis.measuring import Batches, Errors, measure_errors, measure_maps
-from vitdeploy.diagnosis.pairing import Pair, pair_models
+from vitdeploy.diagnosis.pairing import Pair, in_form_of, int8_attention, pair_models
 from vitdeploy.diagnosis.reference import reference_graph, rotated_as
 from vitdeploy.diagnosis.schema import BlockRow, Coverage, Diagnosis, PartDiagnosis, SiteRow
 from vitdeploy.diagnosis.switching import (
@@ -25,7 +28,7 @@ from vitdeploy.diagnosis.switching import (
     fp32_with_switches,
     measure_noise,
 )
-from vitdeploy.errors import UnsupportedError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.graph.work import macs_by_node
 from vitdeploy.progress import Progress, SilentProgress
 from vitdeploy.runner import Feeds
@@ -33,8 +36,6 @@ from vitdeploy.version import __version__
 
 __all__ = ["Diagnosis", "diagnose"]
 
-TARGET = "onnx"
-"""The artefact that is read: the only one whose graph can be taken apart."""
 SWITCHED_IMAGES = 8
 """Images the gain at the output is measured on; every product needs a run of its own."""
 
@@ -42,6 +43,7 @@ SWITCHED_IMAGES = 8
 def diagnose(
     bundle: str | Path,
     *,
+    target: str | None = None,
     calib: str | None = None,
     samples: int = 32,
     seconds: float = 60.0,
@@ -51,21 +53,23 @@ def diagnose(
 
     Args:
         bundle: folder that `vitdeploy export --int8` wrote.
+        target: whose artefact is read; the first whose graph can be taken apart where None.
         calib: images to look at, or `synthetic`; the bundle's golden inputs where None.
         samples: how many of them.
         seconds: budget for measuring what each product in float would gain.
         progress: told of the stages.
 
     Raises:
-        UsageError: no bundle there.
-        UnsupportedError: no INT8 ONNX artefact in it, or its FP32 graph is not to be had.
+        UsageError: no bundle there, or not of this target.
+        UnsupportedError: no INT8 artefact that can be taken apart, or no FP32 graph to be had.
+        ExportError: TensorRT's builder, which is here, refuses a graph of the bundle.
         DataError: a file is missing or changed, images cannot be read, or outputs are not finite.
     """
     if samples < 1 or not 0 <= seconds < float("inf"):
         raise UsageError("diagnose needs at least 1 sample and a budget of at least 0 seconds.")
     told = progress or SilentProgress()
     loaded = load_bundle(Path(bundle))
-    artifacts = _artifacts(loaded)
+    artifacts = choose_artifacts(loaded, target)
     told.stage("verify")
     verify(loaded)
     parts = []
@@ -78,32 +82,17 @@ def diagnose(
         part, images = _diagnose_part(graphs, artifact, batches, seconds, told)
         told.stage("time")
         time = times_by_layer(loaded, artifact.part, next(iter(batches())))
-        parts.append(part.model_copy(update={"time": time}))
+        told.stage("fusion")
+        fusion, notes = fusion_rows(loaded, artifact.part)
+        parts.append(part.model_copy(update={"time": time, "fusion": fusion, "notes": notes}))
     return Diagnosis(
         vitdeploy_version=__version__,
         model=loaded.manifest.model.name,
-        target=TARGET,
+        target=artifacts[0].target,
         images=images,
         images_from="golden" if calib is None else Path(calib).resolve().name,
         parts=tuple(parts),
     )
-
-
-def _artifacts(loaded: Bundle) -> tuple[Artifact, ...]:
-    found = loaded.artifacts(TARGET)
-    if not found:
-        others = ", ".join(sorted({artifact.target for artifact in loaded.artifacts()}))
-        raise UnsupportedError(
-            f"'{loaded.path.name}' has artefacts for {others} only, whose graphs cannot be taken "
-            "apart. Export it with --target onnx too: the same products are quantised there."
-        )
-    quantized = tuple(artifact for artifact in found if artifact.precision == "int8")
-    if not quantized:
-        raise UnsupportedError(
-            f"'{loaded.path.name}' has precision {found[0].precision}; diagnose looks for what "
-            "INT8 loses. Export with --int8."
-        )
-    return quantized
 
 
 def _batches(loaded: Bundle, artifact: Artifact, calib: str | None, samples: int) -> Batches:
@@ -144,8 +133,8 @@ def _diagnose_part(
     told: Progress,
 ) -> tuple[PartDiagnosis, int]:
     """Return the diagnosis; `graphs` is the FP32 graph, and the same in the artefact's rotation."""
-    original, reference = graphs
-    quantized = ir.load(artifact.path)
+    quantized = graph_of(artifact, graphs[0])
+    original, reference = (in_form_of(quantized, graph) for graph in graphs)
     told.stage("folds")
     maps = measure_maps(pair_models(reference, quantized, quantized=False), batches)
     told.stage("errors")
@@ -160,11 +149,15 @@ def _diagnose_part(
     first = artifact.inputs[0].shape[0]
     macs = macs_by_node(reference, first if isinstance(first, int) else 1)
     sites = _site_rows(pair, errors, noise, macs)
-    coverage = _coverage(sites, macs)
+    coverage = _coverage(sites, macs, int8_attention(quantized))
+    told.stage("outputs")
+    half = shipped_db(artifact, original, batches) if is_half(artifact) else None
     evidence = Evidence(errors.output_db, sites, extremes.norms, coverage, extremes.fp16)
     part = PartDiagnosis(
         part=artifact.part,
         output_db=errors.output_db,
+        half_db=half,
+        half_db_reason=None if half is not None else "its float layers are FP32",
         sites=sites,
         blocks=tuple(
             BlockRow(
@@ -233,16 +226,19 @@ def _badness(row: SiteRow) -> tuple[bool, float, float]:
     return (not row.is_int8, -(share if share is not None else 0.0), made)
 
 
-def _coverage(sites: Sequence[SiteRow], macs: dict[str, int | None]) -> Coverage:
+def _coverage(
+    sites: Sequence[SiteRow], macs: dict[str, int | None], attention: Sequence[str]
+) -> Coverage:
     unknown = [name for name, count in macs.items() if count is None]
     reason = f"the shapes of {unknown[0]} are unknown" if unknown else None
     with_weights = sum(row.macs or 0 for row in sites)
     in_int8 = sum(row.macs or 0 for row in sites if row.is_int8)
+    attention_in_int8 = sum(macs.get(name) or 0 for name in attention)
     total = sum(count or 0 for count in macs.values())
     return Coverage(
         weights_percent=None if reason else 100.0 * in_int8 / max(with_weights, 1),
         weights_percent_reason=reason,
-        all_percent=None if reason else 100.0 * in_int8 / max(total, 1),
+        all_percent=None if reason else 100.0 * (in_int8 + attention_in_int8) / max(total, 1),
         all_percent_reason=reason,
         kept_float=tuple(row.name for row in sites if not row.is_int8),
     )

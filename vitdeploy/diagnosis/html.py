@@ -70,7 +70,37 @@ def _part(part: PartDiagnosis) -> str:
             ),
         )
         + "".join(_time(time) for time in part.time)
+        + _fusion(part)
     )
+
+
+def _fusion(part: PartDiagnosis) -> str:
+    """Return what builders made of a part, what fell back and why, and what is not known."""
+    text = ""
+    if part.fusion:
+        text += "<h3>What the builder fused</h3>" + _table(
+            ["Target", "Builder", "Kernels", "INT8 products", "Fused attention", "In INT8"],
+            (
+                [
+                    row.target,
+                    f"{row.builder} (forecast)" if row.is_forecast else row.builder,
+                    str(row.kernels),
+                    _of_all(row.int8_products, row.products),
+                    _of_all(row.fused_attention, row.attention),
+                    str(row.int8_attention),
+                ]
+                for row in part.fusion
+            ),
+        )
+    fallen = [[item.name, item.reason] for row in part.fusion for item in row.fallbacks]
+    if fallen:
+        text += "<h3>Fell back</h3>" + _table(["Layer", "Why"], fallen)
+    if part.half_db is not None:
+        text += (
+            f"<p>With its FP16 layers the artefact's output SQNR is {part.half_db:.1f} dB; the "
+            "tables are of INT8 alone.</p>"
+        )
+    return text + "".join(f"<p>{escape(note)}</p>" for note in part.notes)
 
 
 def _time(time: TimeByLayer) -> str:
@@ -147,6 +177,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return "<p>none</p>"
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _of_all(count: int, total: int | None) -> str:
+    return str(count) if total is None else f"{count} of {total}"
 
 
 def _number(value: float | None) -> str:

@@ -11,9 +11,11 @@ import onnx_ir as ir
 
 from vitdeploy.errors import DataError
 from vitdeploy.graph.attention import find_attention
+from vitdeploy.graph.cleanup import annotate_shapes_
 from vitdeploy.graph.gemm import matmul_from_gemm_
 from vitdeploy.graph.layout_ops import LAYOUT_OPS
 from vitdeploy.graph.linear import linear_at
+from vitdeploy.graph.packed_qkv import split_qkv_
 from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
 from vitdeploy.graph.sites import WeightSite, find_weight_sites
 from vitdeploy.graph.surgery import constant_of, other_input, readers, sole_reader
@@ -103,7 +105,7 @@ def pair_models(reference: ir.Model, artefact: ir.Model, *, quantized: bool = Tr
     Raises:
         DataError: the graphs are not of one model.
     """
-    model = _in_form_of(artefact, reference)
+    model = in_form_of(artefact, reference)
     other = artefact.clone()
     quantizers = _input_quantizers(other)
     if not quantized:
@@ -166,15 +168,36 @@ def clone_segment(
     return done[output]
 
 
-def _in_form_of(artefact: ir.Model, reference: ir.Model) -> ir.Model:
-    """Return a copy of the FP32 graph after the rewrites the quantiser begins with."""
+def in_form_of(artefact: ir.Model, reference: ir.Model) -> ir.Model:
+    """Return a copy of the FP32 graph after the rewrites the quantiser began with."""
     model = reference.clone()
     matmul_from_gemm_(model)
     kinds = {str(node.name): node.op_type for node in artefact.graph}
-    rewritten = (s for s in find_weight_sites(model) if s.kind == "Conv")
-    if any(kinds.get(site.name) == "MatMul" for site in rewritten):
+    sites = find_weight_sites(model)
+    if any(kinds.get(site.name) == "MatMul" for site in sites if site.kind == "Conv"):
         matmul_from_pointwise_conv_(model)
+    if any(site.name not in kinds for site in sites):
+        split_qkv_(model)
+        annotate_shapes_(model)
     return model
+
+
+def int8_attention(artefact: ir.Model) -> tuple[str, ...]:
+    """Return the names of the products of two activations that the artefact has in INT8."""
+    return tuple(
+        str(node.name)
+        for node in artefact.graph
+        if node.op_type == "MatMul"
+        and all(value is not None and _is_activation_in_int8(value) for value in node.inputs)
+    )
+
+
+def _is_activation_in_int8(value: ir.Value) -> bool:
+    dequantize = value.producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return False
+    codes = dequantize.inputs[0]
+    return codes is not None and codes.producer() is not None
 
 
 def _require_same(

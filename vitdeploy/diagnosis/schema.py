@@ -117,11 +117,42 @@ class TimeByLayer(Row):
     layers: tuple[LayerTimeRow, ...] = Field(description="The slowest, slowest first.")
 
 
+class FallbackRow(Row):
+    """A product or attention that an engine does not run as its graph asks."""
+
+    name: Name
+    reason: Name
+
+
+class FusionRow(Row):
+    """What one builder made of a part: products in INT8, attention in one kernel."""
+
+    target: Name
+    builder: Name
+    is_forecast: bool = Field(
+        description="Whether the device's own TensorRT, which may choose otherwise, is another one."
+    )
+    kernels: int = Field(ge=0)
+    products: int = Field(ge=0, description="Products with constant weights.")
+    quantized_products: int | None = Field(None, ge=0, description="Those with Q/DQ in the graph.")
+    quantized_products_reason: str | None = None
+    int8_products: int = Field(ge=0, description="Those that run in INT8.")
+    attention: int | None = Field(None, ge=0, description="Attention layers in the graph.")
+    attention_reason: str | None = None
+    fused_attention: int = Field(ge=0, description="Those that are one kernel.")
+    int8_attention: int = Field(ge=0, description="Those whose kernel reads q, k and v in INT8.")
+    fallbacks: tuple[FallbackRow, ...] = ()
+
+
 class PartDiagnosis(Row):
     """One part of the model."""
 
     part: Name
     output_db: float = Field(description="SQNR of all outputs together, INT8 against FP32.")
+    half_db: float | None = Field(
+        None, description="The same of the artefact with its FP16 layers, as it runs here."
+    )
+    half_db_reason: str | None = "its float layers are FP32"
     sites: tuple[SiteRow, ...] = Field(description="Worst first.")
     blocks: tuple[BlockRow, ...] = Field(description="In the order of the model.")
     norms: tuple[NormRow, ...]
@@ -130,7 +161,11 @@ class PartDiagnosis(Row):
         description="Tensors beyond a quarter of FP16's largest value, largest first."
     )
     advice: Advice
-    time: tuple[TimeByLayer, ...] = Field((), description="By target that runs here.")
+    time: tuple[TimeByLayer, ...] = Field(
+        (), description="By target that runs here, or was timed on its device."
+    )
+    fusion: tuple[FusionRow, ...] = Field((), description="By builder that tells.")
+    notes: tuple[str, ...] = Field((), description="What could not be found out, and why.")
 
 
 class Diagnosis(Row):

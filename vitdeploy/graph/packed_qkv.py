@@ -1,7 +1,10 @@
 """Splits a packed query-key-value layer into three, for targets and schemes that need them apart.
 
-The function is unchanged: each new layer has the columns of its role, in head order.
+So is a packed key-value layer, of attention pooling for one. The function is unchanged: each new
+layer has the columns of its role, in head order.
 """
+
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -34,13 +37,14 @@ def split_qkv_(model: ir.Model) -> list[tuple[str, str]]:
 
 
 def _split_(model: ir.Model, site: AttentionGraphSite) -> str | None:
-    linear = site.query.linear
-    if any(p.linear.node is not linear.node for p in site.projections.values()):
-        return "q, k and v come from two layers"
-    found = {role: _head_value(model, site, role) for role in site.projections}
+    layers = Counter(projection.linear.name for projection in site.projections.values())
+    packed = {role: p for role, p in site.projections.items() if layers[p.linear.name] > 1}
+    found = {role: _head_value(model, site, role) for role in packed}
     missing = [role for role, value in found.items() if value is None]
-    if missing or linear.node.op_type != "MatMul":
-        return f"{linear.name} does not make (batch, heads, tokens, channels) of {missing}"
+    unread = [p.linear for p in packed.values() if p.linear.node.op_type != "MatMul"]
+    if missing or unread:
+        name = next(iter(packed.values())).linear.name
+        return f"{name} does not make (batch, heads, tokens, channels) of {missing}"
     for role, value in found.items():
         assert value is not None
         _split_role_(model.graph, site, role, value)

@@ -136,7 +136,7 @@ def insert_qdq_(
             codes = (weights or {}).get(site.name) or quantize_weight(
                 array_of(site.weight), site.output_axis, scheme.weight_bits
             )
-            dequantized[weight_key] = _dequantized_weight(model, site, codes)
+            dequantized[weight_key] = dequantized_weight(model, site, codes)
         site.node.replace_input_with(0, activations[key])
         site.node.replace_input_with(1, dequantized[weight_key])
         if site.kind == "Conv" and scheme.quantizes_conv_outputs:
@@ -173,7 +173,8 @@ def insert_pair_(
     return dequantize.outputs[0]
 
 
-def _dequantized_weight(model: ir.Model, site: WeightSite, weight: QuantizedWeight) -> ir.Value:
+def dequantized_weight(model: ir.Model, site: WeightSite, weight: QuantizedWeight) -> ir.Value:
+    """Put DequantizeLinear on the codes before a product; return the float weight it gives."""
     name = str(site.weight.name)
     codes = add_initializer(model, f"{name}_quantized", weight.codes)
     scales = add_initializer(model, f"{name}_scale", weight.scales)

@@ -59,7 +59,9 @@ def lint_file(path: Path, version: str = DEFAULT_VERSION, known: Known | None = 
         raise _damaged(path, "it has no nodes")
     _require_external_data(model, path)
     known = known or Known()
-    known = dataclasses.replace(known, profiled=known.profiled | profiled_by_package(path))
+    packaged = profiled_by_package(path)
+    if packaged is not None:
+        known = dataclasses.replace(known, profiled=known.profiled | packaged, is_packaged=True)
     return _report(lint_graph(model, known, path), trt, path.name)
 
 
@@ -80,14 +82,14 @@ def lint_model(
     return _report(lint_graph(model, known or Known()), trt, str(model.graph.name or "model"))
 
 
-def profiled_by_package(path: Path) -> frozenset[str]:
-    """Return the inputs that the device package around a graph builds with a profile."""
+def profiled_by_package(path: Path) -> frozenset[str] | None:
+    """Return the inputs that the package around a graph builds with a profile; None without one."""
     try:
         contents = json.loads((path.parent / PACKAGE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no package: the graph stands alone
-        return frozenset()
+        return None
     if not isinstance(contents, dict) or contents.get("format") != PACKAGE_FORMAT:
-        return frozenset()
+        return None
     return frozenset(i["name"] for part in contents["parts"] for i in part["inputs"])
 
 

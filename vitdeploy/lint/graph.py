@@ -31,6 +31,8 @@ class Known:
 
     profiled: frozenset[str] = frozenset()
     """Inputs whose dynamic dimensions get an optimisation profile when the engine is built."""
+    is_packaged: bool = False
+    """Whether a package beside the file builds it, with no profiles but those."""
     compute_capability: tuple[int, int] | None = None
     """Of the card, such as (8, 7) for Jetson Orin."""
     largest: Mapping[str, float] = field(default_factory=dict)

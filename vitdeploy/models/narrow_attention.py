@@ -3,7 +3,7 @@
 Four of timm's layers end in `reshape(B, N, C)` with the width C of their input, which fails once
 heads are gone. Each function here is that layer's own forward with heads * head_dim in that one
 place, and is bound to the instance; layers that are not named here need nothing (timm's common
-`Attention` has its own `attn_dim`). Seen in timm 1.0.31.
+`Attention` has its own `attn_dim`, from 1.0.23 on). Seen in timm 1.0.31.
 """
 
 import math

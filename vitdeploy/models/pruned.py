@@ -12,11 +12,17 @@ from typing import Any
 from torch import nn
 
 from vitdeploy.errors import CompressionError, ModelError, UnsupportedError
-from vitdeploy.models.checkpoint import find_weights, load_strictly_, read_state_dict
+from vitdeploy.models.checkpoint import (
+    StateDict,
+    find_weights,
+    load_strictly_,
+    read_state_dict,
+)
 from vitdeploy.models.mlp_sites import find_mlp_sites
 from vitdeploy.models.outputs import library_model
 from vitdeploy.models.pruning_record import RECORD_KEY, PruningRecord, record_from_config
 from vitdeploy.models.reference import read_folder_config, read_json
+from vitdeploy.models.segment_anything.folder import record_in_library, sam_state
 from vitdeploy.models.spec import LoadedModel
 from vitdeploy.models.surgery import keep_channels_, keep_heads_, remove_blocks_
 from vitdeploy.models.trace import find_attention_sites
@@ -102,15 +108,22 @@ def save_model_folder(loaded: LoadedModel, folder: Path) -> None:
         folder: an existing, empty folder.
 
     Raises:
-        UnsupportedError: a model of several parts, or one that came as an ONNX file.
+        UnsupportedError: a model of several parts that is not SAM, or one from an ONNX file.
     """
     require_savable(loaded)
     assert loaded.rebuild is not None
+    record = loaded.rebuild.pruning
     model, _ = library_model(loaded.parts[0].module)
-    save = _save_timm if loaded.rebuild.layout == "timm" else _save_transformers
-    config = save(loaded, model, folder)
-    if loaded.rebuild.pruning != PruningRecord():
-        config[RECORD_KEY] = loaded.rebuild.pruning.to_dict()
+    if loaded.rebuild.layout == "sam":
+        record = record_in_library(record)
+        whole = loaded.rebuild.whole
+        config = _save_transformers(loaded, whole, folder, sam_state(whole, model))
+    elif loaded.rebuild.layout == "timm":
+        config = _save_timm(loaded, model, folder)
+    else:
+        config = _save_transformers(loaded, model, folder, model.state_dict())
+    if record != PruningRecord():
+        config[RECORD_KEY] = record.to_dict()
     _write_json(folder / CONFIG, config)
 
 
@@ -118,13 +131,13 @@ def require_savable(loaded: LoadedModel) -> None:
     """Return where `save_model_folder` can write the model; call it before long work.
 
     Raises:
-        UnsupportedError: a model of several parts, or one that came as an ONNX file.
+        UnsupportedError: a model of several parts that is not SAM, or one from an ONNX file.
     """
     if loaded.rebuild is None:
         raise UnsupportedError(
             f"'{loaded.spec.name}' cannot be saved as a model folder in this version; models of "
-            "timm and transformers with one part can. To prune it on the way to a bundle, use "
-            "`vitdeploy export` or a recipe."
+            "timm and transformers with one part, and SAM, can. To prune it on the way to a "
+            "bundle, use `vitdeploy export` or a recipe."
         )
 
 
@@ -164,11 +177,13 @@ def _save_timm(loaded: LoadedModel, model: Any, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _save_transformers(loaded: LoadedModel, model: Any, folder: Path) -> dict[str, Any]:
+def _save_transformers(
+    loaded: LoadedModel, model: Any, folder: Path, state: StateDict
+) -> dict[str, Any]:
     """Write weights and preprocessing, and return the config.json of the whole architecture."""
     from safetensors.torch import save_file
 
-    weights = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
+    weights = {key: value.clone().contiguous() for key, value in state.items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     prepared = config_from_preprocess(loaded.spec.preprocess)
     _write_json(folder / "preprocessor_config.json", prepared)

@@ -39,6 +39,19 @@ class PruningRecord:
             blocks=tuple(path.removeprefix(prefix) for path in self.blocks),
         )
 
+    def moved(self, old: str, new: str) -> "PruningRecord":
+        """Return the record with the prefix `old` of every path replaced by `new`."""
+
+        def renamed(path: str) -> str:
+            return f"{new}{path.removeprefix(old)}" if path.startswith(old) else path
+
+        return replace(
+            self,
+            heads={renamed(path): kept for path, kept in self.heads.items()},
+            mlp={renamed(path): width for path, width in self.mlp.items()},
+            blocks=tuple(renamed(path) for path in self.blocks),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record for config.json."""
         return {

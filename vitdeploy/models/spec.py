@@ -143,11 +143,14 @@ class MlpSite:
 class Rebuild:
     """What saving a model as a folder needs beside the module itself."""
 
-    layout: Literal["timm", "transformers"]
+    layout: Literal["timm", "transformers", "sam"]
+    """Of the folder; `sam` is that of transformers for models whose parts are only its layers."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of `timm.create_model`, beyond the architecture's name."""
     pruning: PruningRecord = field(default_factory=PruningRecord)
     """What was removed from the architecture."""
+    whole: Any = None
+    """The library's model that the parts of `sam` were made of."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,28 @@ reported at once. What the words mean is in the field descriptions; the JSON sch
 generated from them is `recipes/recipe.schema.json`.
 
 `names` has precisions and targets, `sections` what surrounds the work, `compression` one section
-for each step that makes a model smaller, `whole` the recipe and its reading and writing.
+for each step that makes a model smaller, `distillation` the one that trains, `whole` the recipe
+and its reading and writing.
 """
 
-from vitdeploy.recipe.compression import Int8Choices, Int8Section, PruneSection
+from vitdeploy.recipe.compression import (
+    Int4Choices,
+    Int4Section,
+    Int8Choices,
+    Int8Section,
+    MergeTokensSection,
+    PruneSection,
+)
+from vitdeploy.recipe.distillation import (
+    AugmentSection,
+    DistillSection,
+    StudentSection,
+    TeacherSection,
+    TrainingSection,
+)
 from vitdeploy.recipe.names import (
+    INT4_OPSET,
+    INT4_PRECISIONS,
     PRECISIONS,
     TARGET_NAMES,
     TARGET_SYNONYMS,
@@ -38,23 +55,33 @@ from vitdeploy.recipe.whole import (
 )
 
 __all__ = [
+    "INT4_OPSET",
+    "INT4_PRECISIONS",
     "PRECISIONS",
     "TARGET_NAMES",
     "TARGET_SYNONYMS",
+    "AugmentSection",
     "CalibrationSection",
+    "DistillSection",
     "EngineChoice",
     "EvaluationSection",
     "ExportSection",
     "GateSection",
+    "Int4Choices",
+    "Int4Section",
     "Int8Choices",
     "Int8Section",
     "MeasureSection",
+    "MergeTokensSection",
     "ModelSection",
     "Precision",
     "PreprocessSection",
     "PruneSection",
     "Recipe",
+    "StudentSection",
     "TargetName",
+    "TeacherSection",
+    "TrainingSection",
     "canonical_precision",
     "canonical_target",
     "is_onnx_source",

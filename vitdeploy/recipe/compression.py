@@ -5,7 +5,7 @@ Data only: the steps themselves are in `compress`.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vitdeploy.recipe.names import TargetName
 from vitdeploy.recipe.sections import Section
@@ -22,7 +22,9 @@ class PruneSection(Section):
     )
     to_million_parameters: float | None = Field(None, gt=0, description="The same, by parameters.")
     to_latency_ms: float | None = Field(
-        None, gt=0, description="The same, by the median latency measured on the first target."
+        None,
+        gt=0,
+        description="The same, by the median latency measured in FP32 on the first target.",
     )
     criterion: Literal["taylor", "gate", "magnitude", "random"] = Field(
         "taylor",
@@ -62,6 +64,22 @@ class PruneSection(Section):
         if self.found_share is not None and not self.has_limit:
             raise ValueError("'found_share' belongs to a size to reach")
         return self
+
+
+class MergeTokensSection(Section):
+    """Fewer tokens in a plain ViT: similar patches become one. Not exact, and only on request."""
+
+    share: float = Field(gt=0, le=0.5, description="Of the patch tokens, gone at each merge.")
+    blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=2)] = Field(
+        (), description="Before which blocks, one or two; a sixth into the depth when empty."
+    )
+
+    @field_validator("blocks")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("blocks are given once each, in ascending order")
+        return value
 
 
 class Int8Choices(Section):
@@ -119,3 +137,71 @@ class Int8Section(Section):
     choices: dict[TargetName, Int8Choices] = Field(
         default_factory=dict, description="By target: choices of an earlier run; nothing to search."
     )
+
+
+class Int4Choices(Section):
+    """What was chosen for one target; a resolved recipe pins it."""
+
+    scales: dict[str, str] = Field(
+        default_factory=dict,
+        description="By LayerNorm or attention layer: off, or the power of the activations' "
+        "magnitude by which weights are scaled up before they are rounded.",
+    )
+    kept_int8: tuple[str, ...] = Field((), description="Products found too noisy for INT4.")
+
+
+class Int4Section(Section):
+    """How weights become INT4. Targets share it: their graphs hold the same codes."""
+
+    block_size: Literal[16, 32, 64, 128] = Field(
+        64,
+        description="Input channels that share a scale; halved, down to 16, until it divides a "
+        "product's channels. What no block divides stays INT8.",
+    )
+    zero_points: bool = Field(
+        False, description="Codes with a zero point in each block; not for TensorRT."
+    )
+    rounding: Literal["gptq", "nearest"] = Field(
+        "gptq",
+        description="How weights are rounded: so that the errors of one product's weights cancel "
+        "on calibration images, or each to the nearest code.",
+    )
+    scales: Literal["search", "off"] = Field(
+        "search",
+        description="Whether exact folds scale up the weights of loud channels where that helps.",
+    )
+    placement: Literal["measured", "all"] = Field(
+        "measured",
+        description="Whether products that carry far more noise than weights stay INT8; at least "
+        "90 % of the weights that can be INT4 are, unless `mixed`.",
+    )
+    mixed: bool = Field(
+        False, description="Choose 4 or 8 bits by product, for one of the goals below."
+    )
+    max_size_percent: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Goal of `mixed`: size of the graph in per cent of FP32's."
+    )
+    min_sqnr_db: float | None = Field(
+        None, description="Goal of `mixed`: SQNR on calibration images; 30 where none is given."
+    )
+    keep_int8: tuple[str, ...] = Field(
+        (), description="Node names, or prefixes ending in '*', that stay INT8."
+    )
+    search_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="Budget for trying scales and measuring products, for one part; rounding "
+        "comes on top.",
+    )
+    choices: dict[TargetName, Int4Choices] = Field(
+        default_factory=dict, description="By target: choices of an earlier run; nothing to search."
+    )
+
+    @model_validator(mode="after")
+    def _goals_belong_to_mixed(self) -> "Int4Section":
+        goals = [self.max_size_percent, self.min_sqnr_db]
+        if not self.mixed and any(goal is not None for goal in goals):
+            raise ValueError("'max_size_percent' and 'min_sqnr_db' are goals of 'mixed'; set it")
+        if all(goal is not None for goal in goals):
+            raise ValueError("give one of 'max_size_percent' and 'min_sqnr_db', not both")
+        return self

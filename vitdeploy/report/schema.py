@@ -113,12 +113,25 @@ class ArtifactRow(Row):
     path: Annotated[str, AfterValidator(_require_relative)] = Field(
         description="Relative to the bundle, POSIX."
     )
-    bytes: int = Field(ge=0, description="Of all files of the artefact.")
+    bytes: int = Field(
+        ge=0, description="Of all files of the artefact: in a package, graphs for every version."
+    )
     sha256: Sha256
     int8_macs_percent: float | None = Field(
         None, ge=0, le=100, description="Share of the MACs of layers with weights done in INT8."
     )
     int8_macs_percent_reason: str | None = None
+    int4_weights_percent: float | None = Field(
+        None, ge=0, le=100, description="Share of the weights of products in INT4; null where none."
+    )
+    activations: str | None = Field(
+        None, description="What products with INT4 weights compute on: float32, bfloat16, int8, ..."
+    )
+    activations_sqnr_db: float | None = Field(
+        None,
+        description="What that costs: SQNR against the same weights on float32 activations; null "
+        "where it was not measured or nothing differs.",
+    )
 
 
 class ImagesInfo(Row):
@@ -145,7 +158,7 @@ class FidelityRow(Row):
     delta: float | None = Field(None, description="value - reference; points for percentages.")
     delta_reason: str | None = None
     unit: Name
-    n: int = Field(ge=0, description="Images compared.")
+    n: int = Field(ge=0, description="Images compared; of masks, how many.")
 
     @model_validator(mode="after")
     def _check_percentages(self) -> "FidelityRow":
@@ -224,6 +237,22 @@ class StageRow(Row):
     peak_rss_bytes_reason: str | None = None
 
 
+class SearchRow(Row):
+    """What the choices of one target and part cost, and what their budget did not allow."""
+
+    target: Name
+    part: Name
+    seconds: float = Field(
+        ge=0, description="Of measuring candidates, without the pass over all calibration images."
+    )
+    candidates: int = Field(
+        ge=0, description="Rotations, and combinations of fold strength and range, measured."
+    )
+    skipped: tuple[str, ...] = Field(
+        (), description="What `int8.search_seconds` or `int4.search_seconds` did not allow."
+    )
+
+
 class Report(Row):
     """Everything that was measured in one run."""
 
@@ -250,11 +279,15 @@ class Report(Row):
     )
     speedup_reason: dict[str, str] = Field(default_factory=dict)
     size_bytes: dict[str, int] = Field(
-        default_factory=dict, description="By target, and `reference` for the FP32 ONNX."
+        default_factory=dict,
+        description="By target, of what a device loads; and `reference`, of the FP32 ONNX.",
     )
     parity: tuple[ParityRow, ...] = ()
     gates: tuple[GateRow, ...] = ()
     stages: tuple[StageRow, ...] = ()
+    search: tuple[SearchRow, ...] = Field(
+        (), description="A row for each target and part whose quantisation was searched for."
+    )
     environment: dict[str, str] = Field(default_factory=dict)
     recipe_sha256: Sha256 | None = None
     recipe_sha256_reason: str | None = None

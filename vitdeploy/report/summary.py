@@ -21,6 +21,9 @@ METRIC_LABELS = {
     "mask_iou_mean": "Mask IoU, mean",
     "mask_iou_min": "Mask IoU, worst mask",
     "boundary_iou_mean": "Boundary IoU, mean",
+    "mask_choice_agreement": "Same mask shown",
+    "iou_prediction_error": "Predicted IoU, mean error",
+    "truth_iou_mean": "Mask IoU with the truth",
     "knn_top1": "k-NN top-1",
     "recall_at_1": "Recall at 1",
 }

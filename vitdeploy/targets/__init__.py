@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.graph.qdq import QuantScheme
+    from vitdeploy.targets.fusion_report import FusionReport
 
 
 Settings = Mapping[str, str | int | float | bool]
@@ -73,6 +74,8 @@ class Target(Protocol):
     NAME: str
     OPSET: int
     PRECISIONS: tuple[str, ...]
+    IS_PACKAGED: bool
+    """Whether its engine is built on the device, from a package that a run writes."""
 
     def quant_scheme(self) -> "QuantScheme":
         """Return how this runtime wants its Q/DQ on this machine."""
@@ -90,8 +93,33 @@ class Target(Protocol):
         """Return why no latency can be measured on this machine; None where it can."""
         ...
 
+    def activation_type(self, precision: str) -> str:
+        """Return the type that products with INT4 weights compute on: `float32`, `int8`, ..."""
+        ...
+
+    def float_settings(self, artifact: Artifact) -> Settings:
+        """Return settings under which nothing but INT8 activations differs from FP32's results."""
+        ...
+
     def layer_times(self, artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
         """Return what each layer costs, in the order of the engine; asked where it can be timed."""
+        ...
+
+    def onnx_graph(self, artifact: Artifact) -> Path | None:
+        """Return the artefact's ONNX file, which can be taken apart; None where it has none."""
+        ...
+
+    def lint_version(self, artifact: Artifact) -> str | None:
+        """Return the TensorRT whose rules the artefact's graphs keep; None where there are none."""
+        ...
+
+    def fusion(self, artifact: Artifact) -> "FusionReport | None":
+        """Return what the builder made of the artefact; None where the engine does not tell.
+
+        Raises:
+            UnsupportedError: it would tell, but the builder is not installed here.
+            ExportError: the builder refuses the graph.
+        """
         ...
 
     def build(self, request: BuildRequest) -> Artifact:
@@ -143,6 +171,8 @@ def tensor_infos(values: Iterable["ir.Value"]) -> tuple[TensorInfo, ...]:
     return tuple(infos)
 
 
+HALF_SUFFIX = ".fp16"
+"""Of a part's name in a package's FP16 graphs, where they stand beside INT8."""
 PROFILED_RUNS = 10
 """Runs behind each `LayerTime`; counters slow the engine down, so only shares of it count."""
 

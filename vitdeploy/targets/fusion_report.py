@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
+from vitdeploy.bundle import Artifact, TensorInfo
+from vitdeploy.errors import DataError, UnsupportedError
 from vitdeploy.graph.surgery import constant_of
 from vitdeploy.targets import BuildRequest, tensor_infos
 from vitdeploy.targets.rtx_builder import (
@@ -20,6 +21,7 @@ from vitdeploy.targets.rtx_builder import (
     BuiltRtxEngine,
     EngineLayer,
     build_rtx_engine,
+    require_builder,
 )
 from vitdeploy.targets.tensorrt_runner import input_specs
 
@@ -45,7 +47,6 @@ class FusionReport:
     builder: str
     cards: tuple[str, ...]
     """Compute capabilities that the engine was built for."""
-    build_seconds: float
     engine_bytes: int
     kernels: int
     products: int
@@ -60,10 +61,6 @@ class FusionReport:
     int8_attention: int
     """Fused attention that reads q, k and v in INT8."""
     fallbacks: tuple[Fallback, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
 def fusion_from_engine(model: ir.Model, built: BuiltRtxEngine) -> FusionReport:
@@ -88,7 +85,6 @@ def fusion_from_engine(model: ir.Model, built: BuiltRtxEngine) -> FusionReport:
     return FusionReport(
         builder=f"TensorRT for RTX {built.version}",
         cards=built.cards,
-        build_seconds=round(built.build_seconds, 2),
         engine_bytes=len(built.data),
         kernels=len(built.layers),
         products=len(products),
@@ -96,9 +92,15 @@ def fusion_from_engine(model: ir.Model, built: BuiltRtxEngine) -> FusionReport:
         int8_products=len(quantized) - len(slow),
         attention=len(attention),
         fused_attention=len(fused),
-        int8_attention=sum(set(kernel.input_types) == {"Int8"} for kernel in fused.values()),
+        int8_attention=sum(_reads_int8(kernel) for kernel in fused.values()),
         fallbacks=(*slow, *sorted(unfused, key=lambda f: f.name)),
     )
+
+
+def _reads_int8(attention: EngineLayer) -> bool:
+    """Return whether q, k and v are INT8; a bias of the scores stays float."""
+    types = attention.input_types
+    return set(types) == {"Int8"} or types.count("Int8") >= 3
 
 
 def write_fusion(strong: Path, request: BuildRequest) -> tuple[Path, ...]:
@@ -111,16 +113,54 @@ def write_fusion(strong: Path, request: BuildRequest) -> tuple[Path, ...]:
         return ()
     if strong.stat().st_size > _LARGEST_FORECAST_BYTES:
         return ()
-    inputs = input_specs(tensor_infos(request.model.graph.inputs))
-    report = fusion_from_engine(ir.load(strong), build_rtx_engine(strong, inputs))
+    report = _forecast(strong, tensor_infos(request.model.graph.inputs))
     return (write_report(report, request.folder / f"{request.part}.{_FILE}"),)
 
 
 def write_report(report: FusionReport, path: Path) -> Path:
-    """Write the report as JSON, without the build's seconds, so that two builds write one file."""
-    data = {key: value for key, value in report.as_dict().items() if key != "build_seconds"}
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8", newline="\n")
+    """Write the report as JSON; two builds of one graph write the same bytes."""
+    text = json.dumps(asdict(report), indent=2)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
     return path
+
+
+def read_report(path: Path) -> FusionReport:
+    """Return the report that `write_report` wrote.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        fallbacks = tuple(Fallback(**item) for item in data.pop("fallbacks"))
+        return FusionReport(**{**data, "cards": tuple(data["cards"])}, fallbacks=fallbacks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot read '{path.name}': {error}. Export the model again.") from error
+
+
+def fusion_of_artifact(artifact: Artifact) -> FusionReport:
+    """Return what the builder made of an artefact: as written beside it, else built here and now.
+
+    Raises:
+        UnsupportedError: nothing is written, and no builder is here that reads its graph.
+        ExportError: the builder refuses the graph.
+        DataError: the written report is damaged.
+    """
+    for path in artifact.files:
+        if path.name == f"{artifact.part}.{_FILE}":
+            return read_report(path)
+    strong = [path for path in artifact.files if path.name == f"{artifact.part}.strong.onnx"]
+    if not strong:
+        raise UnsupportedError(
+            f"what TensorRT fuses in '{artifact.path.name}' is not known before the device builds "
+            "it: the builder at hand reads strongly typed graphs alone"
+        )
+    require_builder()
+    return _forecast(strong[0], artifact.inputs)
+
+
+def _forecast(strong: Path, inputs: tuple[TensorInfo, ...]) -> FusionReport:
+    return fusion_from_engine(ir.load(strong), build_rtx_engine(strong, input_specs(inputs)))
 
 
 def _layers_by_node(layers: Sequence[EngineLayer]) -> dict[str, list[EngineLayer]]:

@@ -12,6 +12,7 @@ import openvino as ov
 from vitdeploy.bundle import Artifact
 from vitdeploy.cpu import cpu_has
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
+from vitdeploy.graph.blocks import block_sizes, half_scales_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import save_model
 from vitdeploy.runner import Feeds, Outputs
@@ -19,17 +20,24 @@ from vitdeploy.targets import (
     PROFILED_RUNS,
     BuildRequest,
     LayerTime,
+    Settings,
     Variant,
     artifact_from_files,
 )
 
 NAME = "openvino"
 OPSET = 20
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w4a16", "w4a8")
+IS_PACKAGED = False
 HINT = "INFERENCE_PRECISION_HINT"
+GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+"""Channels of an activation that share a scale while it is quantised to INT8; 0 leaves it in float.
+Unless told, the plugin takes 32 where the weights' blocks are of 32 or more: W4A16 is W4A8 then."""
+_BF16_BETWEEN = ("int8", "mixed", "w4a16", "w4a8")
+"""Precisions whose float layers compute in bf16 where the CPU has it."""
 _PRODUCTS = frozenset(
     {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Subgraph"}
-    | {"ScaledDotProductAttention"}
+    | {"FullyConnectedCompressed", "ScaledDotProductAttention"}
 )
 
 
@@ -58,6 +66,11 @@ def check_precision(precision: str) -> None:
             "target 'openvino' runs bf16 only on a CPU with avx512_bf16, amx_bf16 or Arm's "
             "bf16 extension, which this one lacks. Use --fp16 or --int8."
         )
+    if precision == "w4a8" and not cpu_has("vnni"):
+        raise UnsupportedError(
+            "target 'openvino' quantises activations of INT4 products only on a CPU with VNNI, "
+            "which this one lacks. Use --int4 (w4a16), or --target onnx --precision w4a8."
+        )
 
 
 def float_hint(precision: str) -> str:
@@ -68,9 +81,21 @@ def float_hint(precision: str) -> str:
     """
     if precision == "fp16":
         return "f16"
-    if precision == "bf16" or (precision in ("int8", "mixed") and cpu_has("bf16")):
+    if precision == "bf16" or (precision in _BF16_BETWEEN and cpu_has("bf16")):
         return "bf16"
     return "f32"
+
+
+def activation_type(precision: str) -> str:
+    """Return what a product with INT4 weights computes on."""
+    if precision == "w4a8":
+        return "int8"
+    return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[float_hint(precision)]
+
+
+def float_settings(artifact: Artifact) -> Settings:
+    """Return the settings under which only INT8 activations differ from FP32's results."""
+    return {**artifact.settings, HINT: "f32"}
 
 
 def variants() -> tuple[Variant, ...]:
@@ -91,8 +116,15 @@ def untimed_reason() -> str | None:
 
 def build(request: BuildRequest) -> Artifact:
     """Write `<part>.xml` and `<part>.bin` and compile them once."""
+    settings: dict[str, str] = {HINT: float_hint(request.precision)}
+    model = request.model
+    blocks = block_sizes(model)
+    if blocks:
+        model = model.clone()
+        half_scales_(model)
+        settings[GROUP] = str(blocks[0] if request.precision == "w4a8" else 0)
     passing = request.folder / f".{request.part}.onnx"
-    passing_files = save_model(request.model, passing)
+    passing_files = save_model(model, passing)
     path = request.folder / f"{request.part}.xml"
     try:
         converted = ov.convert_model(passing)
@@ -111,7 +143,7 @@ def build(request: BuildRequest) -> Artifact:
         NAME,
         (path, path.with_suffix(".bin")),
         request,
-        settings={HINT: float_hint(request.precision)},
+        settings=settings,
     )
     with open(artifact):
         return artifact
@@ -151,6 +183,18 @@ def layer_times(artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
         )
         for (name, kind, kernel), times in spent.items()
     )
+
+
+def onnx_graph(_artifact: Artifact) -> None:
+    """Return None: OpenVINO's own format is not taken apart here."""
+
+
+def lint_version(_artifact: Artifact) -> None:
+    """Return None: TensorRT's rules are not for this engine."""
+
+
+def fusion(_artifact: Artifact) -> None:
+    """Return None: what OpenVINO fused is in the kinds of `layer_times`."""
 
 
 class OpenVinoRunner:

@@ -64,7 +64,7 @@ def require_builder() -> Any:
         return importlib.import_module(LIBRARY)
     except ImportError as error:
         raise UnsupportedError(
-            f"target 'trt-rtx' needs the package tensorrt-rtx, which cannot be imported ({error}). "
+            f"the builder of TensorRT needs the package tensorrt-rtx, which is not here ({error}). "
             "Install it: pip install 'vitdeploy[rtx]'. It exists for Linux and Windows on x86-64; "
             "--target trt needs nothing."
         ) from error

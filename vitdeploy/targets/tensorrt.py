@@ -5,23 +5,27 @@ device builds from it (`vitdeploy.device`). Where TensorRT and a GPU are here, t
 on them; else ONNX Runtime runs its graph, which shows what quantising costs and no latency.
 """
 
+from pathlib import Path
+
 from vitdeploy.bundle import Artifact
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.lint.versions import version_from_text
-from vitdeploy.runner import Runner
+from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import (
     BuildRequest,
+    LayerTime,
     Settings,
     Variant,
     artifact_from_files,
     tensorrt_graphs,
 )
-from vitdeploy.targets.fusion_report import write_fusion
+from vitdeploy.targets.fusion_report import FusionReport, fusion_of_artifact, write_fusion
 from vitdeploy.targets.tensorrt_runner import gpu_runner, missing_reason, stand_in_runner
 
 NAME = "trt"
 OPSET = tensorrt_graphs.OPSET
 PRECISIONS = tensorrt_graphs.PRECISIONS
+IS_PACKAGED = True
 LIBRARY = "tensorrt"
 
 
@@ -40,9 +44,45 @@ def variants() -> tuple[Variant, ...]:
     return tuple(Variant(name) for name in PRECISIONS)
 
 
+def activation_type(_precision: str) -> str:
+    """Return float16: INT4 weights are dequantised inside the FP16 product."""
+    return "float16"
+
+
+def float_settings(artifact: Artifact) -> Settings:
+    """Return the artefact's own: the graph holds the types."""
+    return artifact.settings
+
+
 def untimed_reason() -> str | None:
     """Return why no latency can be measured here; None where TensorRT and a GPU are."""
     return missing_reason(LIBRARY)
+
+
+def layer_times(_artifact: Artifact, _feeds: Feeds) -> tuple[LayerTime, ...]:
+    """Return none: a build on the device writes them into its own report."""
+    return ()
+
+
+def onnx_graph(artifact: Artifact) -> Path:
+    """Return the graph that stands in where no engine can be built: strong where there is one."""
+    return artifact.path
+
+
+def lint_version(artifact: Artifact) -> str:
+    """Return the TensorRT that the graphs were made for."""
+    return str(artifact.settings["trt_version"])
+
+
+def fusion(artifact: Artifact) -> FusionReport:
+    """Return what TensorRT for RTX makes of the graph: a forecast of what the device will.
+
+    Raises:
+        UnsupportedError: its builder is not installed, or reads no graph of this artefact.
+        ExportError: the builder refuses the graph.
+        DataError: the report written at the export is damaged.
+    """
+    return fusion_of_artifact(artifact)
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -52,6 +92,7 @@ def build(request: BuildRequest) -> Artifact:
         UsageError: the version is not known.
         ExportError: the version does not take the graph.
     """
+    request = tensorrt_graphs.with_planned_sizes(request)
     version = version_from_text(request.trt_version)
     graphs = tensorrt_graphs.graphs_from_request(request, version)
     written = tensorrt_graphs.save_graphs(graphs, request)

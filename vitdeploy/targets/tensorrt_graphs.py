@@ -5,13 +5,15 @@ The strong graph holds every type itself: FP16, Q/DQ, and FP32 where FP16 would 
 what 10.x falls back to. Building engines is `rtx_builder`'s and the device's.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from vitdeploy.errors import ExportError, UnsupportedError
+from vitdeploy.graph.blocks import block_sizes
+from vitdeploy.graph.computed_sizes import without_computed_outputs
 from vitdeploy.graph.half import half_from_model
 from vitdeploy.graph.half_scales import round_scales_
 from vitdeploy.graph.narrow import narrow_indices_
@@ -20,11 +22,12 @@ from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes
 from vitdeploy.graph.slice_steps import write_slice_steps_
 from vitdeploy.lint.versions import TensorRT, first_taking_opset
+from vitdeploy.recipe import INT4_OPSET
 from vitdeploy.targets import BuildRequest, Settings
 from vitdeploy.targets.overflow import OverflowProbe, probe_overflow
 
 OPSET = 20
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "w4a16")
 MOST_INT8_ATTENTION_TOKENS = 512
 """513 tokens no longer fuse."""
 INT8_ATTENTION_HEAD_DIMS = (16, 32, 64, 128)
@@ -63,10 +66,39 @@ def require_precision(target: str, precision: str) -> None:
             f"target '{target}' has no bf16 graph: TensorRT's fused attention and INT8 kernels "
             "stand between FP16 layers. Use --fp16, where what FP16 cannot hold stays FP32."
         )
+    if precision == "w4a8":
+        raise UnsupportedError(
+            f"target '{target}' has no w4a8: TensorRT dequantises INT4 weights and multiplies in "
+            "FP16, so quantised activations would only be rounded and not computed with. Use "
+            "--int4 (w4a16), or --int8."
+        )
     if precision not in PRECISIONS:
         raise UnsupportedError(
             f"target '{target}' has no precision '{precision}'; it has {', '.join(PRECISIONS)}."
         )
+
+
+def require_int4(version: TensorRT) -> None:
+    """Return where the parser takes INT4 weights.
+
+    Raises:
+        UnsupportedError: it documents no opset that has them.
+    """
+    if version.newest_opset < INT4_OPSET:
+        raise UnsupportedError(
+            f"{version} reads no INT4 weights: they came with opset {INT4_OPSET}, and its parser "
+            f"documents {version.newest_opset}; {first_taking_opset(INT4_OPSET)} is the first that "
+            "does. Give the device's version with --trt-version, or use --int8."
+        )
+
+
+def with_planned_sizes(request: BuildRequest) -> BuildRequest:
+    """Return the request without the outputs whose size TensorRT cannot plan.
+
+    Raises:
+        ExportError: no output would be left.
+    """
+    return replace(request, model=without_computed_outputs(request.model))
 
 
 def graphs_from_request(request: BuildRequest, version: TensorRT) -> TrtGraphs:
@@ -74,8 +106,12 @@ def graphs_from_request(request: BuildRequest, version: TensorRT) -> TrtGraphs:
 
     Raises:
         ExportError: the graph has an operator or opset that this version does not take.
+        UnsupportedError: the graph has INT4 weights, which this version does not take.
     """
     model = request.model.clone()
+    has_int4 = bool(block_sizes(model))
+    if has_int4:
+        require_int4(version)
     _require_opset(model, version, request.precision)
     round_scales_(model)
     narrow_indices_(model)
@@ -88,7 +124,8 @@ def graphs_from_request(request: BuildRequest, version: TensorRT) -> TrtGraphs:
         strong = half_from_model(model, probe.float32_nodes)
     elif not version.is_weakly_typed:
         strong = model
-    weak = model if version.is_weakly_typed else None
+    # Weak typing chooses among kernels by type; those with INT4 weights follow the graph alone.
+    weak = model if version.is_weakly_typed and not has_int4 else None
     if weak is not None:
         weak = lowered_opset(weak, version.newest_opset, str(version))
     return TrtGraphs(strong, weak, probe)

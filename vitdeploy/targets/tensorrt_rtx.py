@@ -4,21 +4,29 @@ The engine comes with the strongly typed graph it was built from, which ONNX Run
 there is no such card, and with `fusion.json`, the builder's own account of its kernels.
 """
 
+from pathlib import Path
+
 from vitdeploy.bundle import Artifact
 from vitdeploy.errors import ExportError
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.lint.versions import version_from_text
 from vitdeploy.manifest import sha256_from_file
-from vitdeploy.runner import Runner
+from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import (
     BuildRequest,
+    LayerTime,
     Settings,
     Variant,
     artifact_from_files,
     tensor_infos,
     tensorrt_graphs,
 )
-from vitdeploy.targets.fusion_report import fusion_from_engine, write_report
+from vitdeploy.targets.fusion_report import (
+    FusionReport,
+    fusion_from_engine,
+    fusion_of_artifact,
+    write_report,
+)
 from vitdeploy.targets.rtx_builder import LIBRARY, build_rtx_engine, require_builder
 from vitdeploy.targets.tensorrt_runner import (
     gpu_runner,
@@ -30,6 +38,7 @@ from vitdeploy.targets.tensorrt_runner import (
 NAME = "trt-rtx"
 OPSET = tensorrt_graphs.OPSET
 PRECISIONS = tensorrt_graphs.PRECISIONS
+IS_PACKAGED = False
 
 
 def quant_scheme() -> QuantScheme:
@@ -48,9 +57,43 @@ def variants() -> tuple[Variant, ...]:
     return tuple(Variant(name) for name in PRECISIONS)
 
 
+def activation_type(_precision: str) -> str:
+    """Return float16: INT4 weights are dequantised inside the FP16 product."""
+    return "float16"
+
+
+def float_settings(artifact: Artifact) -> Settings:
+    """Return the artefact's own: the graph holds the types."""
+    return artifact.settings
+
+
 def untimed_reason() -> str | None:
     """Return why no latency can be measured here; None where a card is."""
     return missing_reason(LIBRARY)
+
+
+def layer_times(_artifact: Artifact, _feeds: Feeds) -> tuple[LayerTime, ...]:
+    """Return none: the card's own profiler is not read here."""
+    return ()
+
+
+def onnx_graph(artifact: Artifact) -> Path:
+    """Return the graph that the engine was built from."""
+    return artifact.path.with_name(f"{artifact.part}.strong.onnx")
+
+
+def lint_version(_artifact: Artifact) -> str:
+    """Return the name by which the rules know TensorRT for RTX."""
+    return NAME
+
+
+def fusion(artifact: Artifact) -> FusionReport:
+    """Return what the builder made of the engine.
+
+    Raises:
+        DataError: the report written at the export is damaged.
+    """
+    return fusion_of_artifact(artifact)
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -60,6 +103,7 @@ def build(request: BuildRequest) -> Artifact:
         UnsupportedError: the builder is not installed.
         ExportError: the builder refuses the graph.
     """
+    request = tensorrt_graphs.with_planned_sizes(request)
     graphs = tensorrt_graphs.graphs_from_request(request, version_from_text(NAME))
     (strong, *beside), *_ = tensorrt_graphs.save_graphs(graphs, request).values()
     built = build_rtx_engine(strong, input_specs(tensor_infos(request.model.graph.inputs)))
@@ -92,5 +136,4 @@ def open(artifact: Artifact, threads: int | None = None) -> Runner:  # noqa: A00
             f"cannot load '{artifact.path.name}': it is not the engine that was built. Export the "
             "model again."
         )
-    graph = artifact.path.with_name(f"{artifact.part}.strong.onnx")
-    return stand_in_runner(graph, threads, NAME)
+    return stand_in_runner(onnx_graph(artifact), threads, NAME)

@@ -64,6 +64,7 @@ def test_both_shapes_say_the_same(text: str):
     first, second = rows["layers"]
     assert first == {
         "name": "blocks.0.attn.q", "mean_ms": 0.1, "kind": "gemm", "input_types": ["Int8"],
+        "is_product": True,
     }  # fmt: skip
     assert second["kind"] is None
 

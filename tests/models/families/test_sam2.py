@@ -4,10 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models.segment_anything.tiny import sam2_model, smooth_pictures, write_onnx
+from tests.models.segment_anything.publisher import draw_checkpoint
+from tests.models.segment_anything.sam2_publisher import VIDEO_NAMES, checkpoint_of
+from tests.models.segment_anything.tiny import SIZE, sam2_model, smooth_pictures, write_onnx
 from vitdeploy.errors import ModelError
 from vitdeploy.models import LoadOptions, load, resolve
 from vitdeploy.models.families import sam2
+from vitdeploy.models.segment_anything.sam2_publisher import sam2_from_publisher
 from vitdeploy.onnx_export import check_parity
 from vitdeploy.targets.onnx import OrtRunner
 
@@ -56,6 +59,63 @@ def test_a_video_folder_gives_its_image_parts(folder):
     save_file({**weights, "mask_decoder.extra": torch.ones(1)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"1 unexpected \(mask_decoder.extra\)"):
         load(LoadOptions(str(folder)))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The publisher's file of the tiny model, and its tensors."""
+    weights = checkpoint_of(sam2_model())
+    torch.save({"model": weights}, tmp_path / "sam2.1_hiera_tiny.pt")
+    return tmp_path / "sam2.1_hiera_tiny.pt", weights
+
+
+def test_a_publishers_checkpoint_gives_transformers_weights(folder, published):
+    file, weights = published
+    assert all(bool((t != 0).all()) for name, t in weights.items() if name not in VIDEO_NAMES)
+    (folder / "model.safetensors").unlink()
+    loaded = load(LoadOptions(str(folder), checkpoint=file))
+    assert loaded.spec.weights == "checkpoint"
+    expected = sam2_model()
+    pixels = torch.from_numpy(smooth_pictures(1, 128))
+    points, labels = 128 * torch.rand(1, 1, 2, 2), torch.tensor([[[1, 0]]])
+    encoder, decoder = loaded.parts
+    feeds = {n: torch.from_numpy(v) for n, v in decoder.example(1).items()}
+    feeds["point_coords"] = torch.cat([points[0], torch.zeros(1, 1, 2)], 1)
+    feeds["point_labels"] = torch.tensor([[1.0, 0.0, -1.0]])
+    feeds["has_mask_input"] = torch.zeros(1)
+    with torch.no_grad():
+        wanted = expected(pixel_values=pixels, input_points=points, input_labels=labels)
+        feeds |= dict(zip((t.name for t in encoder.outputs), encoder.module(pixels), strict=True))
+        _, quality, low = decoder.module(*feeds.values())
+    # float32 sums in another order, over small outputs
+    torch.testing.assert_close(low[:, 1:], wanted.pred_masks[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(quality[:, 1:], wanted.iou_scores[0], atol=1e-5, rtol=0)
+
+
+def test_every_published_tensor_gets_its_place(published):
+    named = sam2_from_publisher(published[1])
+    expected = sam2_model().state_dict()
+    assert set(named) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(named[name], value), name
+
+
+def test_a_publishers_checkpoint_that_does_not_fit_is_refused(folder, published, tmp_path):
+    file, weights = published
+    options = LoadOptions(str(folder), checkpoint=file)
+    torch.save({"model": {**weights, "sam_mask_decoder.gate": torch.ones(1)}}, file)
+    with pytest.raises(ModelError, match=r"1 unexpected \(mask_decoder.gate\)"):
+        load(options)
+    kept = {n: t for n, t in weights.items() if n != "sam_prompt_encoder.point_embeddings.2.weight"}
+    torch.save({"model": kept}, file)
+    with pytest.raises(ModelError, match=r"1 missing \(prompt_encoder.point_embed.weight\)"):
+        load(options)
+    torch.save(draw_checkpoint(SIZE), file)
+    with pytest.raises(ModelError, match="it is for MODEL sam-vitb, sam-vitl or sam-vith"):
+        load(options)
+    torch.save({"model": weights}, file)
+    with pytest.raises(ModelError, match=r"it is for MODEL sam2-tiny to sam2-large, or sam2\.1"):
+        load(LoadOptions("sam-vitb", checkpoint=file))
 
 
 def test_another_image_size(folder):

@@ -37,12 +37,13 @@ def test_its_exported_parts_find_the_held_out_objects(tmp_path):
     preprocess = loaded.spec.preprocess
     scenes = packaged_set("scenes", "eval")
     found: dict[str, list[float]] = {"point": [], "box": []}
+    mask_size = loaded.parts[1].module.mask_size
     encoder, decoder = (write_onnx(part, tmp_path, 128) for part in loaded.parts)
     with OrtRunner(encoder) as encode, OrtRunner(decoder) as decode:
         for index, path in enumerate(scenes.paths):
             known = scene_masks(path)
             prompts = [prompt for mask in known for prompt in object_prompts(mask)]
-            feeds = prompt_feeds(prompts, known.shape[1:], preprocess, (32, 32))
+            feeds = prompt_feeds(prompts, known.shape[1:], preprocess, mask_size)
             pixels = prepare(scenes.open(index), preprocess)[None]
             result = decode({**feeds, **encode({"pixel_values": pixels})})
             assert result["masks"].shape == (len(prompts), 4, *known.shape[1:])
@@ -61,8 +62,9 @@ def test_training_targets_lie_where_the_picture_does(height):
     mask = np.zeros((height, 128), bool)
     mask[: height // 2, :64] = True
     low = recipe["_low_resolution"](mask)
-    expected = np.zeros((32, 32), np.float32)
-    expected[: height // 8, :16] = 1
+    side = 4 * 128 // recipe["PATCH"]
+    expected = np.zeros((side, side), np.float32)
+    expected[: height * side // 256, : side // 2] = 1
     np.testing.assert_array_equal(low, expected)
 
 

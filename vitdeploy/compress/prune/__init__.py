@@ -89,7 +89,7 @@ def prune_model(loaded: LoadedModel, section: PruneSection, inputs: PruneInputs)
         section.criterion, inputs.batches, inputs.seed, has_classes, inputs.progress
     )
     importance = find_importance(module, sites, question)
-    shares, kept = _choose(loaded, sites, importance, section, inputs)
+    shares, kept, reached = _choose(loaded, sites, importance, section, inputs)
     pruned = removed_from(loaded, sites, kept)
     _prove(loaded, sites, kept, pruned)
     resolved = section
@@ -97,7 +97,7 @@ def prune_model(loaded: LoadedModel, section: PruneSection, inputs: PruneInputs)
         resolved = section.model_copy(update={"found_share": shares.mlp})
     pruned = _recorded(loaded, pruned, kept, _history(shares, resolved, inputs, kept, sites))
     before, after = size_of(loaded), size_of(pruned)
-    notes = (*sites.notes, _summary(sites, kept, before, after))
+    notes = (*sites.notes, _summary(sites, kept, before, after), *reached)
     return PruneResult(pruned, kept, resolved, before, after, notes)
 
 
@@ -148,7 +148,8 @@ def _choose(
     importance: Importance,
     section: PruneSection,
     inputs: PruneInputs,
-) -> tuple[Shares, Kept]:
+) -> tuple[Shares, Kept, tuple[str, ...]]:
+    """Return the shares, what stays, and for people how a limit was met."""
     module = loaded.parts[0].module
     shares = Shares(
         section.heads, section.mlp, section.blocks, section.ranking, section.width_multiple
@@ -159,11 +160,16 @@ def _choose(
 
     if section.found_share is not None:
         shares = dataclasses.replace(shares, heads=section.found_share, mlp=section.found_share)
-        return shares, choose(shares)
+        return shares, choose(shares), ()
     limit = _limit(loaded, sites, section, inputs)
     if limit is None:
-        return shares, choose(shares)
-    return smallest_shares(shares, limit, choose)
+        return shares, choose(shares), ()
+    found = smallest_shares(shares, limit, choose)
+    note = (
+        f"{found.whole:.4g} to {found.value:.4g} {limit.name} ({limit.most:.4g} asked for), with "
+        f"{100 * found.shares.mlp:.1f} % of heads and MLP channels removed"
+    )
+    return found.shares, found.kept, (note,)
 
 
 def _limit(
@@ -183,10 +189,11 @@ def _limit(
     if section.to_latency_ms is not None:
         if inputs.latency_ms is None:
             raise CompressionError(
-                "a latency to reach needs a target to measure on; use to_gmacs here, or prune "
-                "within `vitdeploy export` or a recipe."
+                "a latency to reach needs a target to measure on; use to_gmacs here, or "
+                "`vitdeploy prune --to-latency-ms MS --target TARGET`, or a recipe."
             )
-        return Limit("ms", section.to_latency_ms, of_candidate(inputs.latency_ms))
+        measured = of_candidate(inputs.latency_ms)
+        return Limit("ms", section.to_latency_ms, measured, is_noisy=True)
     return None
 
 

@@ -98,6 +98,7 @@ def count_rows(info: EngineInfo, times_ms: Sequence[tuple[str, float]]) -> dict[
 def _layer_row(name: str, ms: float | None, layer: LayerInfo | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "mean_ms": ms, "kind": layer.kind if layer else None}
     row["input_types"] = list(layer.input_types) if layer else []
+    row["is_product"] = layer is not None and (layer.is_product or layer.is_attention)
     if ms is None:
         row["mean_ms_reason"] = "not timed"
     return row

@@ -1,4 +1,7 @@
-"""Rules about the file as a whole: onnx.checker (0), the opset (14), dynamic dimensions (19)."""
+"""Rules about the file as a whole: onnx.checker (0), the opset (14), dynamic dimensions (19).
+
+A profile is no part of a file but of a build: its lack is an error only where the build is known.
+"""
 
 from collections.abc import Iterator
 
@@ -62,11 +65,18 @@ def _profiles(graph: LintGraph, _version: TensorRT) -> Iterator[Finding]:
         shape = graph.shape(value)
         if shape is None:
             yield Finding(
-                f"input {name}", "it has no shape, not even a rank", "declare it in the graph"
+                f"input {name}",
+                "it has no shape, not even a rank",
+                "declare it in the graph",
+                "error",
             )
         elif None in shape and name not in graph.known.profiled:
             dims = ", ".join("?" if size is None else str(size) for size in shape)
-            yield Finding(f"input {name}", f"its shape ({dims}) is not fixed")
+            if graph.known.is_packaged:
+                why = f"its shape ({dims}) is not fixed, and package.json has no range for it"
+                yield Finding(f"input {name}", why, "export the bundle again", "error")
+            else:
+                yield Finding(f"input {name}", f"its shape ({dims}) is not fixed")
 
 
 CHECKER = Rule(
@@ -92,11 +102,12 @@ OPSET = Rule(
 PROFILES = Rule(
     19,
     "dynamic-profile",
-    "error",
-    "every dynamic input has an optimisation profile",
-    "without one the builder stops; trtexec silently builds for size 1",
+    "warning",
+    "every dynamic input gets an optimisation profile when the engine is built",
+    "without one the builder stops and trtexec silently builds for size 1; in a bundle whose "
+    "package.json lacks it, this is an error",
     "build with --minShapes, --optShapes and --maxShapes (or add_optimization_profile) and lint "
-    "with --profiled NAME, or export with fixed sizes",
+    "with --profiled NAME, or export with fixed sizes; a bundle's build.sh has its profiles",
     lambda graph, version: bool(graph.inputs),
     _profiles,
 )

@@ -6,8 +6,9 @@ Weights come from the publisher's `sam_vit_*.pth`, from transformers folders, or
 from collections.abc import Mapping
 from typing import Any
 
+from vitdeploy.models.pruning_record import RECORD_KEY, PruningRecord, record_from_config
 from vitdeploy.models.reference import Alias, Reference
-from vitdeploy.models.spec import LoadedModel, LoadOptions
+from vitdeploy.models.spec import LoadedModel, LoadOptions, Rebuild
 
 ALIASES: Mapping[str, Alias] = {
     "sam-vitb": Alias("hf:facebook/sam-vit-base", 1024),
@@ -49,12 +50,16 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     """Return image encoder and mask decoder; see `segment_anything.loading` for what it raises."""
     from transformers import SamConfig, SamModel
 
-    from vitdeploy.models.segment_anything import loading, parts, publisher
+    from vitdeploy.models.pruned import apply_record_
+    from vitdeploy.models.segment_anything import folder, loading, parts, publisher
     from vitdeploy.models.segment_anything.decoder import MaskDecoder
     from vitdeploy.models.segment_anything.encoder import SamImageEncoder
 
     weights = loading.read_weights(reference, options)
-    config = loading.parsed(SamConfig, loading.read_config(reference, _KNOWN), reference)
+    fields = dict(loading.read_config(reference, _KNOWN))
+    record = record_from_config(fields) or PruningRecord()
+    fields.pop(RECORD_KEY, None)
+    config = loading.parsed(SamConfig, fields, reference)
     if weights is not None and publisher.is_publisher_layout(weights.tensors):
         publisher.require_encoder(weights.tensors, "blocks", weights.what)
         config.mask_decoder_config.layer_norm_eps = _PUBLISHER_EPSILON
@@ -63,9 +68,13 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         weights = loading.renamed(weights, publisher.with_shared_positions)
     native, patch = config.vision_config.image_size, config.vision_config.patch_size
     size = loading.chosen_size(options, native, patch)
-    model = loading.filled_model(
-        lambda: SamModel._from_config(config, attn_implementation="eager"), weights, options.seed
-    )
+
+    def build() -> SamModel:
+        model = SamModel._from_config(config, attn_implementation="eager")
+        apply_record_(model, record)
+        return model
+
+    model = loading.filled_model(build, weights, options.seed)
     side = size // patch
     features = {"image_embeddings": (config.vision_config.output_channels, side, side)}
     decoder = MaskDecoder(model, size, frame="longest_side", single_mask=options.single_mask)
@@ -78,4 +87,5 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
             parts.decoder_part(decoder, size, features),
         ),
         (native, "positions are resampled (absolute bicubic, relative linear), windows kept"),
+        Rebuild("sam", pruning=folder.record_in_export(record), whole=model),
     )

@@ -1,6 +1,7 @@
 """SAM 2 and 2.1 (arXiv 2408.00714) on single images, modelled by transformers.
 
-Their video memory is no part yet; folders of `Sam2VideoModel` give their image parts.
+Weights come from the publisher's `sam2_hiera_*.pt` and `sam2.1_hiera_*.pt`, from transformers
+folders, or are random. Video memory is no part yet: what holds it gives its image parts.
 """
 
 import re
@@ -64,7 +65,7 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     """Return image encoder and mask decoder; see `segment_anything.loading` for what it raises."""
     from transformers import Sam2Config, Sam2Model
 
-    from vitdeploy.models.segment_anything import loading, parts, publisher
+    from vitdeploy.models.segment_anything import loading, parts, publisher, sam2_publisher
     from vitdeploy.models.segment_anything.decoder import HighResolutionMaskDecoder
     from vitdeploy.models.segment_anything.hiera import STEP, Sam2ImageEncoder
 
@@ -72,7 +73,10 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     fields.pop("model_type", None)  # `sam2_video` has the same fields and more
     config = loading.parsed(Sam2Config, fields, reference)
     weights = loading.read_weights(reference, options)
-    if weights is not None:
+    if weights is not None and publisher.is_publisher_layout(weights.tensors):
+        publisher.require_encoder(weights.tensors, "trunk", weights.what)
+        weights = loading.renamed(weights, sam2_publisher.sam2_from_publisher)
+    elif weights is not None:
         ignored = tuple(Sam2Model._keys_to_ignore_on_load_unexpected or ())
         weights = loading.renamed(
             weights, lambda named: publisher.with_shared_positions(_of_images(named, ignored))

@@ -78,8 +78,11 @@ class RelativeAttention(nn.Module):  # type: ignore[misc]
         self.side = side
         rows = columns = None
         if attention.use_rel_pos:
-            rows = relative_table(attention.rel_pos_h.detach(), side)
-            columns = relative_table(attention.rel_pos_w.detach(), side)
+            # the tables are of one image size; a folder that is written keeps what they came from
+            self.register_buffer("rel_pos_h", attention.rel_pos_h.detach())
+            self.register_buffer("rel_pos_w", attention.rel_pos_w.detach())
+            rows = relative_table(self.rel_pos_h, side)
+            columns = relative_table(self.rel_pos_w, side)
         self.register_buffer("row_table", rows)
         self.register_buffer("column_table", columns)
 

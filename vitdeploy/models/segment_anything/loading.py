@@ -23,7 +23,7 @@ from vitdeploy.models.checkpoint import (
 from vitdeploy.models.hub import hub_access, quiet_libraries
 from vitdeploy.models.random_weights import randomise_
 from vitdeploy.models.reference import Reference, read_json
-from vitdeploy.models.spec import ExportPart, LoadedModel, LoadOptions, ModelSpec
+from vitdeploy.models.spec import ExportPart, LoadedModel, LoadOptions, ModelSpec, Rebuild
 from vitdeploy.models.timm_models import check_multiple, size_notes
 from vitdeploy.models.trace import trace
 
@@ -160,6 +160,7 @@ def loaded_sam(
     preprocess: Preprocess,
     parts: tuple[ExportPart, ...],
     size_note: tuple[int, str],
+    rebuild: Rebuild | None = None,
 ) -> LoadedModel:
     """Return the model of `parts`, image encoder first.
 
@@ -169,6 +170,7 @@ def loaded_sam(
         preprocess: how pictures get in.
         parts: image encoder, mask decoder, and what a later version adds.
         size_note: native size in pixels, and what another one does to the weights.
+        rebuild: for saving it as a folder, where that can be done.
     """
     size = preprocess.size[0]
     spec = ModelSpec(
@@ -181,7 +183,7 @@ def loaded_sam(
         calibration_set="scenes" if reference.kind == "packaged" else "photos",
         notes=size_notes(size_note[0], size, size_note[1]),
     )
-    return LoadedModel(spec, parts, trace(parts[0].module, size).attention)
+    return LoadedModel(spec, parts, trace(parts[0].module, size).attention, rebuild)
 
 
 def _randomised(model: Any, seed: int) -> Any:

@@ -1,19 +1,23 @@
 """The checkpoint layout of facebookresearch/segment-anything, under transformers' names.
 
-`sam_vit_*.pth` and MobileSAM's `mobile_sam.pt` share the names of prompt encoder and mask decoder.
+`sam_vit_*.pth` and MobileSAM's `mobile_sam.pt` share the names of prompt encoder and mask decoder;
+what SAM 2 changed in them is in `sam2_publisher`.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.checkpoint import StateDict
 
+Rules: TypeAlias = tuple[tuple[str, str], ...]
+"""Publisher's pattern of a whole name up to `.weight`, `.bias` or its end; transformers' form."""
+
 _LAYER = r"(\d+)"
-# Of a whole name up to `.weight`, `.bias` or its end: publisher's pattern, transformers' form.
-_SHARED_RULES = (
+SHARED_RULES: Rules = (
     (r"prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix",
      "prompt_encoder.shared_embedding.positional_embedding"),
     (rf"prompt_encoder\.point_embeddings\.{_LAYER}", r"prompt_encoder.point_embed.\1"),
@@ -41,8 +45,8 @@ _ENCODER_RULES = (
     (r"image_encoder\.neck\.3", "vision_encoder.neck.layer_norm2"),
 )
 _FEED_FORWARD = re.compile(
-    r"(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\."
-    r"(?P<index>\d+)"
+    r"(?P<head>.+\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|mlp))"
+    r"\.layers\.(?P<index>\d+)"
 )
 _COMMON = {"neck", "patch_embed", "pos_embed"}
 POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
@@ -60,7 +64,8 @@ def require_encoder(names: Iterable[str], kind: str, what: str) -> None:
 
     Args:
         names: of all tensors.
-        kind: what the encoder's repeated parts are called: `blocks` (SAM) or `layers` (MobileSAM).
+        kind: what the encoder's large part is called: `blocks` (SAM), `layers` (MobileSAM) or
+            `trunk` (SAM 2).
         what: the checkpoint, for the message.
 
     Raises:
@@ -69,7 +74,11 @@ def require_encoder(names: Iterable[str], kind: str, what: str) -> None:
     found = {name.split(".")[1] for name in names if name.startswith("image_encoder.")}
     if kind in found:
         return
-    models = {"blocks": "sam-vitb, sam-vitl or sam-vith", "layers": "mobile-sam"}
+    models = {
+        "blocks": "sam-vitb, sam-vitl or sam-vith",
+        "layers": "mobile-sam",
+        "trunk": "sam2-tiny to sam2-large, or sam2.1-tiny to sam2.1-large",
+    }
     advice = next((text for key, text in models.items() if key in found), None)
     if advice is not None:
         raise ModelError(f"{what} holds another image encoder; it is for MODEL {advice}.")
@@ -77,7 +86,7 @@ def require_encoder(names: Iterable[str], kind: str, what: str) -> None:
     raise ModelError(
         f"{what} is a variant of Segment Anything with an image encoder that is not known here "
         f"(image_encoder.{strange}, ...). Supported: SAM's vision transformers (sam-vitb, "
-        "sam-vitl, sam-vith) and MobileSAM's TinyViT (mobile-sam)."
+        "sam-vitl, sam-vith), MobileSAM's TinyViT (mobile-sam) and SAM 2's Hiera (sam2-*)."
     )
 
 
@@ -86,13 +95,13 @@ def transformers_from_publisher(weights: Mapping[str, torch.Tensor]) -> StateDic
 
     Names that no rule knows are kept, so that loading can list them as unexpected.
     """
-    return with_shared_positions(_renamed(weights, _SHARED_RULES + _ENCODER_RULES))
+    return with_shared_positions(renamed_layers(weights, SHARED_RULES + _ENCODER_RULES))
 
 
 def without_encoder(weights: Mapping[str, torch.Tensor]) -> StateDict:
     """Return prompt encoder and mask decoder alone, under transformers' names."""
     kept = {n: value for n, value in weights.items() if not n.startswith("image_encoder.")}
-    return _renamed(kept, _SHARED_RULES)
+    return renamed_layers(kept, SHARED_RULES)
 
 
 def with_shared_positions(weights: Mapping[str, torch.Tensor]) -> StateDict:
@@ -104,7 +113,8 @@ def with_shared_positions(weights: Mapping[str, torch.Tensor]) -> StateDict:
     return result
 
 
-def _renamed(weights: Mapping[str, torch.Tensor], rules: Iterable[tuple[str, str]]) -> StateDict:
+def renamed_layers(weights: Mapping[str, torch.Tensor], rules: Rules) -> StateDict:
+    """Return `weights` renamed by `rules`, small MLPs by theirs; names no rule knows are kept."""
     compiled = [(re.compile(pattern), form) for pattern, form in rules]
     depths = _feed_forward_depths(weights)
     return {_new_name(name, compiled, depths): value for name, value in weights.items()}

@@ -1,17 +1,19 @@
-"""Image in, result out, on whichever engine the bundle was built for."""
+"""One picture in, classes or features out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
 from vitdeploy.bundle import load_bundle
 from vitdeploy.data import Preprocess, open_image, prepare
-from vitdeploy.errors import DataError, UsageError, suggest
+from vitdeploy.errors import UsageError
 from vitdeploy.models.spec import class_output
+from vitdeploy.predictor.artifacts import MASK_DECODER, parts_of, run_pictures
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
 
@@ -46,33 +48,25 @@ class Predictor:
     def __init__(
         self, bundle: str | Path, target: str | None = None, threads: int | None = None
     ) -> None:
-        """Open the engine.
-
-        Args:
-            bundle: folder that `vitdeploy export` wrote.
-            target: which of the bundle's targets; the first where None.
-            threads: as many as the engine likes where None.
+        """Open the engine; the arguments and what is raised are those of `load`.
 
         Raises:
-            UsageError: no bundle, or the bundle lacks that target.
-            ExportError: the engine cannot load the artefact.
+            UsageError: the model segments what is pointed at.
         """
         loaded = load_bundle(Path(bundle))
-        artifacts = loaded.artifacts(target)
-        if not loaded.artifacts():
-            raise DataError(f"bundle '{bundle}' lists no artefact; export it again.")
-        if not artifacts:
-            known = sorted({artifact.target for artifact in loaded.artifacts()})
+        parts = parts_of(loaded, target)
+        if MASK_DECODER in parts:
             raise UsageError(
-                f"bundle '{bundle}' has no target '{target}'; it has "
-                f"{', '.join(known)}.{suggest(str(target), known)}"
+                f"bundle '{bundle}' segments what is pointed at; open it with vitdeploy.load or "
+                "MaskPredictor."
             )
-        artifact = artifacts[0]
+        artifact = next(iter(parts.values()))
         self.target = artifact.target
         self.preprocess = Preprocess.from_dict(loaded.manifest.preprocess)
         self.label_names = loaded.manifest.label_names
         ranks = ((tensor.name, len(tensor.shape)) for tensor in artifact.outputs)
         self._class_output = class_output(loaded.manifest.model.task, ranks)
+        self._task = loaded.manifest.model.task
         self._input = artifact.inputs[0]
         self._runner = load_target(artifact.target).open(artifact, threads)
 
@@ -87,16 +81,23 @@ class Predictor:
     def predict_many(self, images: Sequence[str | Path | Image.Image]) -> list[Prediction]:
         """Return one prediction per image, run in one batch where the artefact allows."""
         pixels = np.stack([prepare(open_image(image), self.preprocess) for image in images])
-        fixed = self._input.shape[0]
-        if not isinstance(fixed, int):
-            return self._predictions(self._runner({self._input.name: pixels}), len(images))
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), fixed):
-            chunk = pixels[start : start + fixed]
-            filled = np.resize(chunk, (fixed, *chunk.shape[1:]))
-            outputs = self._runner({self._input.name: filled})
-            predictions += self._predictions(outputs, len(chunk))
-        return predictions
+        outputs = run_pictures(self._runner, self._input, pixels)
+        results = []
+        for index in range(len(images)):
+            own = {name: np.asarray(value[index]) for name, value in outputs.items()}
+            results.append(Prediction(own, self._classes(own.get(str(self._class_output)))))
+        return results
+
+    def set_image(self, image: object) -> NoReturn:
+        """Refuse: this model takes no prompts.
+
+        Raises:
+            UsageError: always; names what to call.
+        """
+        raise UsageError(
+            f"this bundle's model ('{self._task}') takes pictures and no prompts; call "
+            "predict(image) alone."
+        )
 
     def close(self) -> None:
         """Free the engine."""
@@ -113,13 +114,6 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _predictions(self, outputs: Outputs, count: int) -> list[Prediction]:
-        results = []
-        for index in range(count):
-            own = {name: np.asarray(value[index]) for name, value in outputs.items()}
-            results.append(Prediction(own, self._classes(own.get(str(self._class_output)))))
-        return results
-
     def _classes(self, logits: np.ndarray | None) -> tuple[ClassScore, ...]:
         if logits is None:
             return ()
@@ -134,8 +128,3 @@ class Predictor:
             )
             for i in best
         )
-
-
-def load(bundle: str | Path, target: str | None = None, threads: int | None = None) -> Predictor:
-    """Return a `Predictor` of the bundle; see its constructor."""
-    return Predictor(bundle, target, threads)

@@ -1,0 +1,115 @@
+"""What the model as loaded gives for the evaluation images, and how close artefacts come to it.
+
+Metrics are `evaluation`'s, masks `mask_fidelity`'s; here models are run for them.
+"""
+
+import time
+from collections.abc import Iterator
+
+from vitdeploy.bundle import Artifact
+from vitdeploy.documents import Compressed
+from vitdeploy.evaluation import collect_outputs, fidelity_rows
+from vitdeploy.image_sets import Chosen
+from vitdeploy.job import Job, Judged, Reference, Work, batch_of
+from vitdeploy.joined import (
+    JoinedReference,
+    asked_of,
+    decoded,
+    features_of,
+    follows,
+    reference_of,
+)
+from vitdeploy.mask_fidelity import judge
+from vitdeploy.models.spec import ExportPart, LoadedModel
+from vitdeploy.onnx_export import reference_runner
+from vitdeploy.report import FidelityRow
+from vitdeploy.runner import Feeds, Outputs, Runner
+from vitdeploy.targets import Target
+
+
+def evaluation_feeds(images: Chosen, part: ExportPart, batch: int) -> Iterator[Feeds]:
+    """Yield the evaluation images as feeds of `part`."""
+    for pixels, _ in images.evaluation.batches(batch):
+        yield {part.inputs[0].name: pixels}
+
+
+def reference_outputs(work: Work, loaded: LoadedModel, images: Chosen) -> Reference:
+    """Return what the model as loaded gives for all evaluation images."""
+    outputs: dict[str, Outputs] = {}
+    batch = batch_of(work.recipe, images)
+    start = time.perf_counter()
+    joined = None
+    for part in loaded.parts:
+        with reference_runner(part) as runner:
+            if follows(part.inputs, outputs):
+                joined = _joined_reference(runner, part, outputs, images)
+                continue
+            outputs[part.name] = collect_outputs(
+                runner,
+                evaluation_feeds(images, part, batch),
+                work.recipe.export.batch,
+                progress=lambda done: work.progress.step(done, len(images.evaluation)),
+            )
+    seconds = time.perf_counter() - start
+    return Reference(outputs, joined, seconds / max(len(images.evaluation), 1))
+
+
+def _joined_reference(
+    runner: Runner, part: ExportPart, outputs: dict[str, Outputs], images: Chosen
+) -> JoinedReference:
+    """Return what the part that reads prompts makes of every evaluation image."""
+    preprocess = images.preprocess
+    rows, columns = next(t.shape[2:] for t in part.inputs if t.name == "mask_input")
+    asked = tuple(
+        asked_of(images.evaluation.images, index, preprocess, (int(rows), int(columns)))
+        for index in images.evaluation.readable
+    )
+    features = features_of(part.inputs, outputs)
+    return reference_of(decoded(runner, features, asked), asked, preprocess)
+
+
+def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
+    """Return the fidelity of a target's artefacts on their own engine.
+
+    Raises:
+        DataError: an output is not finite, or of another shape.
+    """
+    rows: list[FidelityRow] = []
+    made: dict[str, Outputs] = {}
+    golden: dict[str, Outputs] = {}
+    images, joined = job.images, job.reference.joined
+    for item in compressed:
+        artifact = item.artifact
+        with target.open(artifact, job.work.recipe.measure.threads) as runner:
+            if joined is not None and follows(artifact.inputs, made):
+                own = decoded(runner, features_of(artifact.inputs, made), joined.asked)
+                found, kept = judge(artifact.target, joined, own, images.preprocess)
+                golden[artifact.part] = kept
+                rows += found
+                continue
+            outputs = _outputs_for_pictures(job, artifact, runner)
+        made[artifact.part] = outputs
+        count = job.reference.golden_pictures
+        golden[artifact.part] = {name: v[:count] for name, v in outputs.items()}
+        rows += fidelity_rows(
+            (artifact.target, artifact.part),
+            job.reference.outputs[artifact.part],
+            outputs,
+            images.labels,
+            classes=images.class_output,
+            centred=job.work.recipe.model.random_weights,
+        )
+    return Judged(rows, golden)
+
+
+def _outputs_for_pictures(job: Job, artifact: Artifact, runner: Runner) -> Outputs:
+    """Return what an artefact that reads pictures gives for all evaluation images."""
+    work, images = job.work, job.images
+    batch = batch_of(work.recipe, images)
+    name = artifact.inputs[0].name
+    return collect_outputs(
+        runner,
+        ({name: pixels} for pixels, _ in images.evaluation.batches(batch)),
+        work.recipe.export.batch,
+        progress=lambda done: work.progress.step(done, len(images.evaluation)),
+    )

@@ -1,0 +1,348 @@
+"""INT4 weights in blocks, activations left in float: half of INT8's size again.
+
+Products with constant weights become INT4 where a block divides their input channels; embeddings,
+convolutions, heads and what is too noisy stay INT8, LayerNorm, biases and small tensors in float.
+One graph serves all targets; what their engines compute on activations is theirs to say
+(`targets`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.compress.budget import Budget
+from vitdeploy.compress.calibrate import Batches
+from vitdeploy.compress.int4.bits import (
+    DEFAULT_SQNR_DB,
+    Bits,
+    Goal,
+    Stored,
+    choose_bits,
+    corrected_bias,
+)
+from vitdeploy.compress.int4.codes import InputMoments, gptq, nearest
+from vitdeploy.compress.int4.gathering import MomentStore, gathered_moments
+from vitdeploy.compress.int4.scaling import OFF, Rounding, choose_scale, scale_of
+from vitdeploy.compress.rounding import LEAST_ROWS_PER_CHANNEL, rows_of
+from vitdeploy.compress.smoothing import FoldGroup, find_groups
+from vitdeploy.errors import CompressionError, suggest
+from vitdeploy.graph.blocks import LEAST_BLOCK, BlockedWeight, block_of, insert_weights_
+from vitdeploy.graph.gemm import matmul_from_gemm_
+from vitdeploy.graph.linear import linear_at, set_bias_
+from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
+from vitdeploy.graph.qdq import QuantizedWeight, quantize_weight
+from vitdeploy.graph.save import weights_bytes
+from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
+from vitdeploy.recipe import Int4Choices, Int4Section
+
+SMALLEST_WEIGHT = 4096
+"""Products with fewer weights stay in float: a scale for each channel would eat what is saved."""
+
+
+@dataclass(frozen=True)
+class Int4Result:
+    """The graph with stored weights, and what is true of it."""
+
+    model: ir.Model
+    int4: tuple[str, ...]
+    """Node names of products with INT4 weights."""
+    int8: tuple[str, ...]
+    """Node names of products with INT8 weights."""
+    kept_float: tuple[str, ...]
+    int4_weights_percent: float
+    """Share of the weights of products that are INT4, 0..100."""
+    blocks: Mapping[str, int]
+    """By INT4 product: input channels that share a scale."""
+    choices: Int4Choices = field(default_factory=Int4Choices)
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """By product: squared output error over squared output with its weights alone in INT4."""
+    bits_reason: str | None = None
+    """Why `noise` was not measured, where it was not."""
+    seconds: float = 0.0
+    skipped: tuple[str, ...] = ()
+    """What the budget did not allow."""
+
+
+def quantize_int4(
+    model: ir.Model,
+    batches: Batches,
+    options: Int4Section,
+    progress: Callable[[int], None] | None = None,
+    pinned: Int4Choices | None = None,
+) -> Int4Result:
+    """Return a copy of the FP32 graph with INT4 weights.
+
+    Args:
+        model: canonical FP32 graph of opset 21 or newer; not changed.
+        batches: a pass over the calibration images.
+        options: of the recipe.
+        progress: called with the number of images seen in each pass.
+        pinned: choices of an earlier run, so that nothing is searched.
+
+    Raises:
+        CompressionError: nothing that a block divides, a name in `keep_int8` that fits no node, no
+            images, NaN activations or weights.
+    """
+    copy = model.clone()
+    matmul_from_gemm_(copy)
+    matmul_from_pointwise_conv_(copy)
+    every = find_weight_sites(copy)
+    _require_sound(every, options.keep_int8)
+    suited = [site for site in every if _is_suited(site, options)]
+    with gathered_moments(copy, suited, batches, progress) as moments:
+        blocks = _blocks(suited, moments, options)
+        budget = Budget(options.search_seconds if pinned is None else math.inf)
+        request = _Request(options, blocks, budget, pinned)
+        scales, factors = _scaled_(copy, moments, request)
+        with budget.paused():
+            weights, stored = _rounded(copy, moments, factors, request)
+    bits = _bits(copy, _spare_bytes(model, every, blocks, options), stored, request, batches)
+    choices = Int4Choices(scales=scales, kept_int8=bits.kept_int8)
+    return _result(copy, weights, stored, bits, choices, request)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for."""
+
+    options: Int4Section
+    blocks: Mapping[str, int]
+    """By name of a product that can be INT4."""
+    budget: Budget
+    pinned: Int4Choices | None
+
+
+def _require_sound(every: Sequence[WeightSite], keep_int8: Sequence[str]) -> None:
+    for site in every:
+        if not np.isfinite(array_of(site.weight)).all():
+            raise CompressionError(
+                f"weight '{site.weight.name}' of '{site.name}' holds NaN or infinity; "
+                "the checkpoint is damaged."
+            )
+    names = [site.name for site in every]
+    for pattern in keep_int8:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise CompressionError(
+                f"int4.keep_int8: '{pattern}' fits none of the {len(names)} products with "
+                f"weights.{suggest(pattern, names)}"
+            )
+
+
+def _is_suited(site: WeightSite, options: Int4Section) -> bool:
+    """Return whether a product can be INT4, by its weight alone."""
+    weight = array_of(site.weight)
+    if site.kind != "MatMul" or weight.size < SMALLEST_WEIGHT:
+        return False
+    if any(fnmatch(site.name, pattern) for pattern in options.keep_int8):
+        return False
+    # TensorRT reads two codes from a byte, along the last axis.
+    return weight.shape[1] % 2 == 0 and block_of(len(weight), options.block_size) is not None
+
+
+def _blocks(
+    suited: Sequence[WeightSite], moments: MomentStore, options: Int4Section
+) -> dict[str, int]:
+    """Return the blocks of the products that become INT4: heads, one row an image, do not."""
+    blocks = {}
+    for site in suited:
+        if not np.isfinite(moments[site.name].product).all():
+            raise CompressionError(
+                f"activation '{site.activation.name}' holds NaN or infinity on the calibration "
+                "images. Check the model's weights and the images."
+            )
+        size = block_of(array_of(site.weight).shape[0], options.block_size)
+        if size is not None and moments.rows_per_image(site.name) > 1:
+            blocks[site.name] = size
+    if not blocks:
+        raise CompressionError(
+            f"no product can be INT4: blocks of {options.block_size} down to {LEAST_BLOCK} divide "
+            f"the input channels of none, or all are convolutions, heads, smaller than "
+            f"{SMALLEST_WEIGHT} weights, or kept by int4.keep_int8. Use --int8."
+        )
+    return blocks
+
+
+def _scaled_(
+    model: ir.Model, moments: MomentStore, request: _Request
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Scale loud channels' weights up, in place.
+
+    Returns:
+        By group the label of its scale; by product (in,) what its input is divided by.
+    """
+    labels: dict[str, str] = {}
+    factors: dict[str, np.ndarray] = {}
+    if request.options.scales == "off":
+        return labels, factors
+    sites = [site for site in find_weight_sites(model) if site.name in request.blocks]
+    groups, _ = find_groups(model, sites)
+    rounding = Rounding(request.blocks, request.options.zero_points)
+    last = 0.0
+    for number, group in enumerate(groups):
+        label = OFF
+        if request.pinned is not None:
+            label = request.pinned.scales.get(group.name, OFF)
+        elif request.budget.affords(last, f"scales of {len(groups) - number} groups"):
+            start = request.budget.spent
+            label = choose_scale(group, moments, rounding)
+            last = request.budget.spent - start
+        else:
+            break
+        labels[group.name] = label
+        _apply_scale_(model, group, label, moments, factors)
+    return labels, factors
+
+
+def _apply_scale_(
+    model: ir.Model,
+    group: FoldGroup,
+    label: str,
+    moments: MomentStore,
+    factors: dict[str, np.ndarray],
+) -> None:
+    if label == OFF:
+        return
+    try:
+        scale = scale_of(group, label, moments)
+    except ValueError as error:
+        raise CompressionError(
+            f"int4.choices: '{group.name}' has scale '{label}': {error}"
+        ) from error
+    group.apply_(model, scale, np.zeros(group.channels))
+    for reader in group.readers:
+        factors[reader.site.name] = scale[reader.channels]
+
+
+def _rounded(
+    model: ir.Model, moments: MomentStore, factors: Mapping[str, np.ndarray], request: _Request
+) -> tuple[dict[str, BlockedWeight], dict[str, Stored]]:
+    """Return by product its INT4 codes, and what they and the corrected bias stand for."""
+    weights: dict[str, BlockedWeight] = {}
+    stored: dict[str, Stored] = {}
+    zero_points = request.options.zero_points
+    for site in find_weight_sites(model):
+        if site.name not in request.blocks:
+            continue
+        own = moments[site.name]
+        if site.name in factors:
+            own = own.scaled(factors[site.name])
+        matrix, size = rows_of(site), request.blocks[site.name]
+        enough = moments.rows(site.name) >= LEAST_ROWS_PER_CHANNEL * matrix.shape[1]
+        if request.options.rounding == "nearest":  # the control: nothing of the images is used
+            weight = nearest(matrix, size, zero_points=zero_points)
+            own = InputMoments(own.product)
+        elif enough:
+            weight = gptq(matrix, size, own.product, zero_points=zero_points)
+        else:  # the moments say little of how channels go together
+            weight = nearest(matrix, size, np.diag(own.product), zero_points=zero_points)
+        weights[site.name] = weight
+        real = weight.dequantized()
+        extra = _int8_bytes(site) - _int4_bytes(site, size, zero_points=zero_points)
+        stored[site.name] = Stored(real, corrected_bias(site, real, own.mean), extra)
+    return weights, stored
+
+
+def _spare_bytes(
+    model: ir.Model,
+    every: Sequence[WeightSite],
+    blocks: Mapping[str, int],
+    options: Int4Section,
+) -> float | None:
+    """Return what a goal of size leaves for INT8 when all that can be is INT4."""
+    if options.max_size_percent is None:
+        return None
+    whole = weights_bytes(model)
+    least = float(whole)
+    for site in every:
+        if site.name in blocks:
+            block = blocks[site.name]
+            least += _int4_bytes(site, block, zero_points=options.zero_points)
+        elif _is_stored(site):
+            least += _int8_bytes(site)
+        least -= array_of(site.weight).nbytes if site.name in blocks or _is_stored(site) else 0
+    spare = options.max_size_percent / 100 * whole - least
+    if spare < 0:
+        raise CompressionError(
+            f"int4.max_size_percent is {options.max_size_percent:g}, but with every product in "
+            f"INT4 the graph has {100 * least / whole:.1f} % of FP32's size. Allow more."
+        )
+    return spare
+
+
+def _int4_bytes(site: WeightSite, block: int, *, zero_points: bool) -> float:
+    """Return what a product's weights take: codes, FP32 scales, and zero points where asked for."""
+    size = array_of(site.weight).size
+    return size / 2 + size / block * (4.5 if zero_points else 4.0)
+
+
+def _int8_bytes(site: WeightSite) -> float:
+    """Return what a product's weights take: codes, and an FP32 scale and a zero a channel."""
+    weight = array_of(site.weight)
+    return float(weight.size + 5 * weight.shape[site.output_axis])
+
+
+def _is_stored(site: WeightSite) -> bool:
+    """Return whether a product that is not INT4 is INT8 rather than float."""
+    return site.groups == 1 and array_of(site.weight).size >= SMALLEST_WEIGHT
+
+
+def _bits(
+    model: ir.Model,
+    spare_bytes: float | None,
+    stored: Mapping[str, Stored],
+    request: _Request,
+    batches: Batches,
+) -> Bits:
+    """Return which products stay INT8: as pinned, as measured, or none."""
+    options = request.options
+    if request.pinned is not None:
+        return Bits({}, request.pinned.kept_int8, "pinned by the recipe")
+    if options.placement == "all" and not options.mixed:
+        return Bits({}, (), "the recipe asks for every product in INT4")
+    goal = Goal()
+    if options.mixed and spare_bytes is not None:
+        goal = Goal(spare_bytes=spare_bytes)
+    elif options.mixed:
+        goal = Goal(sqnr_db=options.min_sqnr_db or DEFAULT_SQNR_DB)
+    return choose_bits(model, stored, goal, batches, request.budget)
+
+
+def _result(
+    model: ir.Model,
+    weights: Mapping[str, BlockedWeight],
+    stored: Mapping[str, Stored],
+    bits: Bits,
+    choices: Int4Choices,
+    request: _Request,
+) -> Int4Result:
+    """Return the graph with the weights that were chosen."""
+    every = find_weight_sites(model)
+    sizes = {site.name: array_of(site.weight).size for site in every}
+    chosen: dict[str, BlockedWeight | QuantizedWeight] = {}
+    for site in every:
+        if site.name in weights and site.name not in bits.kept_int8:
+            chosen[site.name] = weights[site.name]
+            corrected, linear = stored[site.name].bias, linear_at(site.node)
+            if corrected is not None and linear is not None:
+                set_bias_(model.graph, linear, corrected)
+        elif _is_stored(site):
+            chosen[site.name] = quantize_weight(array_of(site.weight), site.output_axis)
+    insert_weights_(model, chosen)
+    int4 = tuple(name for name, item in chosen.items() if isinstance(item, BlockedWeight))
+    return Int4Result(
+        model=model,
+        int4=int4,
+        int8=tuple(name for name in chosen if name not in int4),
+        kept_float=tuple(name for name in sizes if name not in chosen),
+        int4_weights_percent=100.0 * sum(sizes[name] for name in int4) / sum(sizes.values()),
+        blocks={name: request.blocks[name] for name in int4},
+        choices=choices,
+        noise=bits.noise,
+        bits_reason=bits.reason,
+        seconds=request.budget.spent,
+        skipped=tuple(request.budget.skipped),
+    )
