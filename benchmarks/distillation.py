@@ -36,10 +36,10 @@ from vitdeploy.compress.distill.epochs import Share, Timetable
 from vitdeploy.compress.distill.pictures import Pictures, batches_of, training_transform
 from vitdeploy.console import ConsoleProgress
 from vitdeploy.data import scan_images
-from vitdeploy.distilling import TRAINING_REPORT, Trial, distill
+from vitdeploy.distilling import TRAINING_REPORT, distill
 from vitdeploy.models import LoadOptions, load
 from vitdeploy.pruning import prune
-from vitdeploy.recipe import AugmentSection, ModelSection, PruneSection, recipe_from_dict
+from vitdeploy.recipe import AugmentSection, recipe_from_dict
 
 THIRD = {"heads": 1 / 3, "mlp": 1 / 3, "samples": 512}
 RECOVERY = {
@@ -63,21 +63,21 @@ def trained(arguments: argparse.Namespace, name: str, section: dict[str, Any]) -
     if (folder / TRAINING_REPORT).is_file():
         return dict(json.loads((folder / TRAINING_REPORT).read_text()))
     images = {"path": str(arguments.train), "eval_path": str(arguments.val)}
-    recipe = recipe_from_dict(
-        {"model": {"source": str(arguments.model)}, "distill": {**section, **images}}
-    )
-    assert recipe.distill is not None
     with ConsoleProgress() as progress:
-        trial = Trial(recipe.seed, progress, resume=folder_of(folder.resolve()).exists())
-        return distill(recipe.model, recipe.distill, folder, trial).to_dict()
+        return distill(
+            str(arguments.model),
+            folder,
+            resume=folder_of(folder.resolve()).exists(),
+            progress=progress,
+            distill={**section, **images},
+        ).to_dict()
 
 
 def recover(arguments: argparse.Namespace) -> None:
     """Print top-1 of the whole model, of the pruned one, and after self-distillation."""
     pruned = arguments.output / "pruned"
     if not pruned.exists():
-        section = PruneSection(**THIRD, path=str(arguments.train))
-        prune(ModelSection(source=str(arguments.model)), section, pruned)
+        prune(str(arguments.model), pruned, prune={**THIRD, "path": str(arguments.train)})
     teachers = [{"source": str(arguments.model)}]
     training = {**RECOVERY["training"], "epochs": arguments.epochs, "checkpoint_steps": 50}
     section = {**RECOVERY, "student": {"source": str(pruned)}, "teachers": teachers}

@@ -8,7 +8,7 @@ import pytest
 
 import vitdeploy
 from tests.model_folders import write_images, write_vit_folder
-from vitdeploy.distilling import distill
+from vitdeploy.distilling import distill_from_recipe
 from vitdeploy.models import LoadOptions, load
 from vitdeploy.recipe import Recipe, recipe_from_dict, recipe_from_yaml
 
@@ -51,8 +51,7 @@ def test_the_published_recipe_trains(tmp_path: Path):
     shorter = {"epochs": 2, "warmup_epochs": 1, "batch_size": 12, "precision": "fp32", "workers": 0}
     data["distill"]["training"] |= shorter
     recipe = recipe_from_dict(data)
-    assert recipe.distill is not None
-    report = distill(recipe.model, recipe.distill, tmp_path / "out")
+    report = distill_from_recipe(recipe, tmp_path / "out")
     assert report.result.metrics[-1]["epoch"] == 2
     assert hasattr(load(LoadOptions(str(tmp_path / "out"))).parts[0].module, "head_dist")
 

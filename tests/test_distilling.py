@@ -427,3 +427,20 @@ def test_model_arguments_are_json_or_text():
         "qk_norm": True,
         "a": "b",
     }
+
+
+def test_the_function_does_what_the_command_does(place, tmp_path):
+    section = {
+        "path": str(place / "images"),
+        "eval_path": str(place / "eval"),
+        "teachers": [{"source": str(place / "teacher")}],
+        "training": {"epochs": 2, "batch_size": 12},
+    }
+    student = str(place / "student")
+    report = vitdeploy.distill(student, tmp_path / "called", distill=section, seed=1)
+    assert report.folder == tmp_path / "called"
+    assert exit_code_from(command(place, tmp_path / "told", *teaching(place), "--seed", "1")) == 0
+    called, told = weights(tmp_path / "called"), weights(tmp_path / "told")
+    assert all(torch.equal(called[name], told[name]) for name in called)
+    with pytest.raises(UsageError, match="nothing to train"):
+        vitdeploy.distill(student, tmp_path / "other")

@@ -58,6 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_vit_folder(tmp_path / "my-model")
     write_images(tmp_path / "my-images")
     shutil.copy(next(packaged_path("digits/eval/7").glob("*.png")), tmp_path / "seven.png")
+    shutil.copy(next(packaged_path("scenes/eval").glob("*.jpg")), tmp_path / "picture.jpg")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.checking import check
     from vitdeploy.diagnosis import Diagnosis, diagnose
+    from vitdeploy.distilling import distill
     from vitdeploy.models.pruned import load_pruned
     from vitdeploy.pipeline import export, run
     from vitdeploy.predictor import MaskPredictor, Predictor, load
@@ -31,6 +32,7 @@ _PLACES = {
     "Report": "vitdeploy.report",
     "check": "vitdeploy.checking",
     "diagnose": "vitdeploy.diagnosis",
+    "distill": "vitdeploy.distilling",
     "export": "vitdeploy.pipeline",
     "load": "vitdeploy.predictor",
     "load_pruned": "vitdeploy.models.pruned",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "check",
     "diagnose",
+    "distill",
     "export",
     "load",
     "load_pruned",

@@ -21,9 +21,11 @@ from vitdeploy.progress import Progress, SilentProgress
 from vitdeploy.recipe import (
     DistillSection,
     ModelSection,
+    Recipe,
     StudentSection,
     TeacherSection,
     is_onnx_source,
+    recipe_from_dict,
 )
 
 if TYPE_CHECKING:
@@ -75,26 +77,51 @@ def training_report(result: "DistillResult") -> dict[str, Any]:
 
 
 def distill(
-    model: ModelSection,
-    section: DistillSection,
+    model: str,
     output: str | Path,
-    trial: Trial | None = None,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **sections: Any,
+) -> DistillReport:
+    """Return what the training of one student did; the sections are those of a `Recipe`.
+
+    `distill("smaller", "out", distill={"path": "images", "teachers": [{"source": "vit-base"}]})`
+    is what `vitdeploy distill smaller --teacher vit-base --data images -o out` does. `model` may
+    also be given more exactly: `model_options={"checkpoint": "w.safetensors"}`.
+
+    Raises:
+        VitdeployError: as `distill_from_recipe`; UsageError for an unknown section.
+    """
+    options = dict(sections.pop("model_options", {}))
+    recipe = recipe_from_dict({"model": {"source": model, **options}, **sections}, "distill")
+    trial = Trial(progress=progress or SilentProgress(), resume=resume, force=force)
+    return distill_from_recipe(recipe, output, trial)
+
+
+def distill_from_recipe(
+    recipe: Recipe, output: str | Path, trial: Trial | None = None
 ) -> DistillReport:
     """Train a student and write it as a model folder, whole or not at all; return what was done.
 
     Under `accelerate launch` or torchrun every process calls this; one of them writes.
 
     Args:
-        model: the student where the section names none, else the teacher where it names none.
-        section: who teaches whom, on what, and how.
+        recipe: who teaches whom, on what, and how; its model is the student where the section
+            names none, else the teacher where it names none.
         output: the folder to write; `vitdeploy export` takes it as MODEL.
-        trial: seed, progress, and what happens to an earlier training.
+        trial: progress, and what happens to an earlier training; the seed is the recipe's.
 
     Raises:
-        UsageError: the folder exists, or the student is an ONNX file; and see `distill_model`.
+        UsageError: nothing to train, the folder exists, or the student is an ONNX file; and see
+            `distill_model`.
         VitdeployError: as `load_model`, `distill_model` and `save_model_folder`.
     """
-    trial = trial or Trial()
+    model, section = recipe.model, recipe.distill
+    if section is None:
+        raise UsageError("the recipe has no 'distill' section, so there is nothing to train.")
+    trial = replace(trial or Trial(), seed=recipe.seed)
     if int(os.environ.get("RANK", "0")):  # one of several processes tells of the work
         trial = replace(trial, progress=SilentProgress())
     folder, progress = Path(output), trial.progress

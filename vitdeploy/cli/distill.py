@@ -2,15 +2,12 @@
 
 import json as json_library
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vitdeploy.cli.options import Checkpoint, Force, ImageSize, Json, Quiet, RandomWeights, Seed
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from vitdeploy.recipe import Recipe
 
 _RECIPES = (".yaml", ".yml")
 
@@ -103,6 +100,7 @@ def distill(
     On several processes, GPUs or machines: `accelerate launch -m vitdeploy distill ...`.
     """
     from vitdeploy.console import ConsoleProgress, print_json, print_line
+    from vitdeploy.distilling import Trial, distill_from_recipe
     from vitdeploy.recipe import recipe_from_dict, recipe_from_yaml
 
     if model.lower().endswith(_RECIPES):
@@ -162,23 +160,14 @@ def distill(
     stem = Path(model).stem if model.lower().endswith(_RECIPES) else Path(model).name
     folder = output or Path(f"{stem.rpartition(':')[2]}-distilled")
     with ConsoleProgress(quiet=quiet or json) as progress:
-        report = _distill(recipe, folder, progress, force=force, resume=resume)
+        trial = Trial(progress=progress, resume=resume, force=force)
+        report = distill_from_recipe(recipe, folder, trial)
     if not report.result.is_main:
         return
     if json:
         print_json(json_library.dumps(report.to_dict(), indent=2))
     elif not quiet:
         print_line(f"model folder: {folder}   next: vitdeploy export {folder}")
-
-
-def _distill(recipe: "Recipe", folder: Path, progress: Any, *, force: bool, resume: bool) -> Any:
-    from vitdeploy.distilling import Trial
-    from vitdeploy.distilling import distill as distill_to_folder
-
-    if recipe.distill is None:
-        raise UsageError("the recipe has no 'distill' section, so there is nothing to train.")
-    trial = Trial(recipe.seed, progress, resume=resume, force=force)
-    return distill_to_folder(recipe.model, recipe.distill, folder, trial)
 
 
 def arguments_from(pairs: list[str]) -> dict[str, Any]:
