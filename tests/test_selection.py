@@ -248,3 +248,36 @@ def row(metric: str, value: float, delta: float | None) -> FidelityRow:
 )
 def test_faithful_is_the_gate_or_the_default(rows, limit, reason):
     assert unfaithful_reason(GateSection(max_drop_points=limit), rows, "onnx") == reason
+
+
+@pytest.mark.parametrize(
+    ("slow_above_s", "candidates", "together"), [(1000.0, 3, [2]), (0.0, 2, [1, 1])]
+)
+def test_of_a_slow_model_only_int8_is_timed_and_engines_one_by_one(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slow_above_s: float,
+    candidates: int,
+    together: list[int],
+):
+    monkeypatch.setattr("vitdeploy.job.SLOW_IMAGE_SECONDS", slow_above_s)
+    groups = []
+
+    def measured(subjects: Sequence[Subject], seconds: float, progress=None):
+        groups.append(len(subjects))
+        return {s.name: Timing(np.ones(3), s.batch) for s in subjects}
+
+    monkeypatch.setattr("vitdeploy.stages.measure_latency", measured)
+    clock = Clock([1.0] * candidates)
+    short = (VARIANTS[0], Variant("fp16"), *VARIANTS[1:])
+    monkeypatch.setattr("tests.test_selection.VARIANTS", short)
+    sections = {
+        "precision": "int8",
+        "int8": {"search_seconds": 0},
+        "measure": {"seconds": 1, "search_seconds": 1},
+    }
+    report = export(place, tmp_path / "out", monkeypatch, clock, **sections)
+    assert clock.calls == 1
+    assert groups == together
+    assert {row.target for row in report.latency} == {"reference", "openvino"}

@@ -22,6 +22,9 @@ from vitdeploy.report import FidelityRow
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import Settings
 
+SLOW_IMAGE_SECONDS = 2.0
+"""What makes a model slow: seconds that an image takes the reference. INT8 is then not timed beside
+other short types, whose building and timing takes minutes, and engines are timed one by one."""
 GOLDEN_IMAGES = 4
 """Kept in a bundle of a model that reads pictures alone."""
 
@@ -36,6 +39,11 @@ class Reference:
     """Of the part that reads prompts, where there is one."""
     image_seconds: float = 0.0
     """What one image took."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether few runs can be afforded, and not two engines in memory."""
+        return self.image_seconds > SLOW_IMAGE_SECONDS
 
     @property
     def golden_pictures(self) -> int:

@@ -107,7 +107,9 @@ def run(
         for item in compressed:
             writer.add_artifact(item.artifact)
         with work.stage("latency"):
-            latency = time_artifacts(work, targets, compressed, whole, images)
+            latency = time_artifacts(
+                work, targets, compressed, whole, images, apart=reference.is_slow
+            )
         for name, found in selected.items():
             write_golden_of_target(writer, name, found.judged)
         for part in exported:

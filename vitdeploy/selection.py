@@ -43,9 +43,6 @@ AS_FAST = 0.98
 """A variant this near to the fastest is as fast: the one listed first, the more exact, is kept."""
 WORTH_INT8_PERCENT = 50.0
 """With less of the MACs in INT8 it would hardly be faster than bf16: restoring is given up."""
-SLOW_IMAGE_SECONDS = 2.0
-"""Where an image takes the reference longer, INT8 is not timed beside other short types: building
-and timing them takes minutes, and so large a model gains by INT8."""
 SAME_SQNR_DB = 3.0
 """Between INT8 variants, whose rounding is the same: more than this is a fault of the engine."""
 
@@ -110,7 +107,7 @@ def select(job: Job, target: Target) -> Selection:
     if recipe.precision == "auto" and _is_chosen_on_device(target):
         return _for_device(job, target)
     asked = variants_asked(recipe, target)
-    if recipe.precision == "int8" and job.reference.image_seconds > SLOW_IMAGE_SECONDS:
+    if recipe.precision == "int8" and job.reference.is_slow:
         asked = tuple(variant for variant in asked if variant.precision == "int8")
     if len(asked) == 1:
         plan = _plan(job, target, asked[0], target.NAME)

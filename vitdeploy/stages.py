@@ -5,9 +5,9 @@ looks.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -233,32 +233,57 @@ def time_artifacts(
     compressed: list[Compressed],
     exported: list[ExportedPart],
     images: Chosen,
+    *,
+    apart: bool = False,
 ) -> list[Measured]:
-    """Return the latencies of the FP32 reference and of every artefact that runs here, in turns."""
+    """Return the latencies of the FP32 reference and of every artefact that runs here, in turns.
+
+    With `apart` one after the other: engines of a large model do not fit into memory together.
+    """
     measure = work.recipe.measure
     if measure.seconds == 0:
         return []
     timed = [c.artifact for c in compressed if targets[c.artifact.target].untimed_reason() is None]
     rows = []
     for item in exported:
-        feeds, batch = timing_feeds(work.recipe, images, item.part)
-        artifacts = [artifact for artifact in timed if artifact.part == item.part.name]
-        with ExitStack() as stack:
-            runners: dict[str, tuple[str, Runner]] = {
-                REFERENCE: ("fp32", OrtRunner(item.path, measure.threads))
-            }
-            for artifact in artifacts:
-                opened = targets[artifact.target].open(artifact, measure.threads)
-                runners[artifact.target] = (artifact.precision, opened)
-            for _, runner in runners.values():
-                stack.enter_context(runner)
-            subjects = [Subject(name, r, feeds, batch) for name, (_, r) in runners.items()]
-            timings = measure_latency(subjects, measure.seconds / len(exported), work.progress.step)
-            rows += [
-                Measured(name, item.part.name, r.engine, r.threads, precision, timings[name])
-                for name, (precision, r) in runners.items()
-            ]
+        openers = [_Opener(REFERENCE, "fp32", partial(OrtRunner, item.path, measure.threads))]
+        openers += [
+            _Opener(a.target, a.precision, partial(targets[a.target].open, a, measure.threads))
+            for a in timed
+            if a.part == item.part.name
+        ]
+        groups = [[one] for one in openers] if apart else [openers]
+        for group in groups:
+            seconds = measure.seconds / len(exported) / len(groups)
+            rows += _timed_together(work, item.part, group, images, seconds)
     return rows
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """A part on one engine, not loaded yet."""
+
+    name: str
+    precision: str
+    open: Callable[[], Runner]
+
+
+def _timed_together(
+    work: Work, part: ExportPart, openers: Sequence[_Opener], images: Chosen, seconds: float
+) -> list[Measured]:
+    """Return the latencies of one part on several engines, in turns."""
+    feeds, batch = timing_feeds(work.recipe, images, part)
+    with ExitStack() as stack:
+        runners = [stack.enter_context(one.open()) for one in openers]
+        subjects = [
+            Subject(one.name, runner, feeds, batch)
+            for one, runner in zip(openers, runners, strict=True)
+        ]
+        timings = measure_latency(subjects, seconds, work.progress.step)
+        return [
+            Measured(one.name, part.name, r.engine, r.threads, one.precision, timings[one.name])
+            for one, r in zip(openers, runners, strict=True)
+        ]
 
 
 def remove_reference(writer: BundleWriter) -> None:

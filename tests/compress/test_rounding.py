@@ -1,5 +1,7 @@
 """GPTQ against a plain transcription of its formulas, and against rounding to nearest."""
 
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -134,6 +136,16 @@ def test_without_time_nothing_is_rounded_and_that_is_noted(vit_graph: ir.Model, 
     feeds = [{"pixel_values": pixels}]
     assert round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), budget, ROWS) == {}
     assert budget.skipped == ["GPTQ rounding of 3 products"]
+
+
+def test_each_product_is_asked_for_before_it_is_rounded(vit_graph: ir.Model, pixels: np.ndarray):
+    sites = [site for site in find_weight_sites(vit_graph) if site.name != "patch"]
+    feeds = [{"pixel_values": pixels}]
+    times = itertools.count()
+    budget = Budget(8.0, clock=lambda: float(next(times)))  # every look at the clock is a second
+    found = round_weights(vit_graph, sites, lambda: iter(feeds), Grid(), budget, ROWS)
+    assert list(found) == ["fc1"]
+    assert budget.skipped == ["GPTQ rounding of 2 products"]
 
 
 def test_the_artefact_gains(pixels: np.ndarray):

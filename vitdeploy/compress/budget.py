@@ -14,6 +14,8 @@ class Budget:
         self.seconds = seconds
         self.image_seconds = 0.0
         """What one image through the FP32 graph takes, once that is known."""
+        self.build_seconds = 0.0
+        """What it takes to make such a graph ready to run; a switched or probed one is larger."""
         self.batch_images = 1
         """How many images the calibration's batches have."""
         self.reserved = 0.0
@@ -63,7 +65,8 @@ class Budget:
     def part(self, share: float) -> "Budget":
         """Return a budget of its own, from now on, with `share` of what is left here."""
         part = Budget(share * self.left, self._clock)
-        part.image_seconds, part.batch_images = self.image_seconds, self.batch_images
+        part.image_seconds, part.build_seconds = self.image_seconds, self.build_seconds
+        part.batch_images = self.batch_images
         part.skipped = self.skipped
         return part
 

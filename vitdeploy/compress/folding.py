@@ -61,7 +61,8 @@ class Memory:
         seen = self._seen.setdefault(key, _Seen())
         for graph in graphs:
             seen.add(graph, batches, self.progress)
-        budget.image_seconds, budget.batch_images = seen.image_seconds, seen.batch_images
+        budget.image_seconds, budget.build_seconds = seen.image_seconds, seen.build_seconds
+        budget.batch_images = seen.batch_images
         return {name: seen.statistics[probe] for name, probe in _sources(graphs[-1]).items()}
 
 
@@ -71,6 +72,7 @@ class _Seen:
     def __init__(self) -> None:
         self.statistics: dict[Probe, ChannelStatistics] = {}
         self.image_seconds = 0.0
+        self.build_seconds = 0.0
         self.batch_images = 1
 
     def add(
@@ -92,9 +94,11 @@ class _Seen:
         progress: Callable[[int], None] | None,
     ) -> Mapping[str, ChannelStatistics]:
         images = 0
+        first = 0.0
 
         def count(done: int) -> None:
-            nonlocal images
+            nonlocal images, first
+            first = first or time.perf_counter() - start
             self.batch_images = max(self.batch_images, done - images)
             images = done
             if progress:
@@ -102,7 +106,12 @@ class _Seen:
 
         start = time.perf_counter()
         found = collect_statistics(graph, probes, batches, count)
-        self.image_seconds = (time.perf_counter() - start) / images
+        seconds = time.perf_counter() - start
+        others = max(images - self.batch_images, 1)
+        self.image_seconds = seconds / images
+        if images > self.batch_images:
+            self.image_seconds = (seconds - first) / others
+            self.build_seconds = max(first - self.batch_images * self.image_seconds, 0.0)
         return found
 
 

@@ -215,12 +215,9 @@ def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotate
     part = request.budget.part(BUDGET_SHARE)
 
     def fold(candidate: ir.Model, images: Batches) -> FoldedModel:
-        return folded_model(
-            candidate,
-            replace(request, budget=part),
-            images,
-            measure_activations(candidate, images, part),
-        )
+        # The ranges of all images are known for the graph as it came.
+        own = statistics if candidate is copy else measure_activations(candidate, images, part)
+        return folded_model(candidate, replace(request, budget=part), images, own)
 
     rotated = choose_rotations(copy, fold, few, part)
     if rotated.seeds:

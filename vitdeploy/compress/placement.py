@@ -78,7 +78,8 @@ def measure_placement(
 
     names = list(quantization.weights)
     reason = f"one pass over {len(names)} sites exceeds {budget.left:.3g} s"
-    if (len(names) + SETS) * PASS_COST * budget.image_seconds > budget.left or not budget.left:
+    seconds = (len(names) + SETS) * PASS_COST * budget.image_seconds + 2 * budget.build_seconds
+    if seconds > budget.left or not budget.left:
         return Placement({}, (), reason)
     switched = _with_switches(model, names, quantization)
     # Optimised away otherwise: the Q/DQ pairs and the switches are meant to be computed.

@@ -30,12 +30,15 @@ LEAST_GAIN = 0.15
 BUDGET_SHARE = 0.4
 """Of the whole search's budget."""
 MOST_IMAGES = 64
-"""Calibration images that each candidate is folded and judged on, where the budget allows."""
+"""Calibration images that each candidate is folded on, where the budget allows."""
 LEAST_IMAGES = 16
+NOISE_IMAGES = 16
+"""Of these, on how many it is judged."""
 NOISE_SHARE = 0.3
 """Of the budget then left, for finding out which products are too noisy for INT8."""
 _IMAGE_COST = 6.0
 """What an image costs a trial, in passes of the FP32 graph; folds are measured."""
+_BUILD_COST = 6.0
 _TRIALS = 3
 """Trials that must be affordable before any begins: none, one, and which products are too noisy."""
 
@@ -87,13 +90,16 @@ def choose_rotations(model: ir.Model, fold: FoldGraph, batches: Batches, budget:
     """
     streams = [site.name for site in rotation.find(model) if rotation.applies(site) is None]
     images = _images_affordable(budget)
-    seconds = _TRIALS * _IMAGE_COST * images * budget.image_seconds
-    if not streams or not budget.affords(seconds, "rotation of the residual stream"):
+    trial_seconds = _IMAGE_COST * images * budget.image_seconds
+    trial_seconds += _BUILD_COST * budget.build_seconds
+    if not streams or not budget.affords(
+        _TRIALS * trial_seconds, "rotation of the residual stream"
+    ):
         return Rotated({})
-    # Judged on the images that gave the ranges: on others, what so few images did not show drowns
+    # Judged on images that gave the ranges: on others, what so few images did not show drowns
     # the difference (vit_cifar10, outliers off the axes: 1.4e-5 and 1.7e-5 here, 7e-5 and 5e-5).
     few = limited(batches, images)
-    reference = _reference(model, few)
+    reference = _reference(model, limited(few, NOISE_IMAGES))
     start = budget.spent
     plain = fold(model, few)
     trial_seconds = budget.spent - start

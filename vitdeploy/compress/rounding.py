@@ -110,13 +110,13 @@ def round_weights(
     waiting = [site for site in sites if is_suited(site)]
     seconds_per_operation = _FIRST_GUESS
 
-    def affords(passes: float, operations: float) -> bool:
+    def affords(passes: float, operations: float, more: float = 0.0) -> bool:
         seconds = passes * budget.image_seconds + operations * seconds_per_operation
-        return budget.affords(seconds, f"GPTQ rounding of {len(waiting)} products")
+        return budget.affords(seconds + more, f"GPTQ rounding of {len(waiting)} products")
 
     for group in list(passes_of(waiting)):
         images = max(_images_needed(site, tokens[site.name]) for site in group)
-        if not affords(_PASS_COST * images, _operations(group[0])):
+        if not affords(_PASS_COST * images, _operations(group[0]), budget.build_seconds):
             break
         moments = collect_moments(model, group, limited(batches, MOMENT_IMAGES))
         for name, readers in _by_activation(group).items():

@@ -248,9 +248,7 @@ class SearchRow(Row):
     candidates: int = Field(
         ge=0, description="Rotations, and combinations of fold strength and range, measured."
     )
-    skipped: tuple[str, ...] = Field(
-        (), description="What `int8.search_seconds` or `int4.search_seconds` did not allow."
-    )
+    skipped: tuple[str, ...] = Field((), description="What `int8.search_seconds` did not allow.")
 
 
 class Report(Row):

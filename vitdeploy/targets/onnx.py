@@ -31,6 +31,9 @@ PRECISIONS = ("fp32", "fp16", "int8", "w4a16", "w4a8")
 IS_PACKAGED = False
 _MATMULNBITS_LEVELS = {"w4a16": "1", "w4a8": "4"}
 """`session.qdq_matmulnbits_accuracy_level`: 1 computes in FP32, 4 in INT8, which is the default."""
+_RELEASING_PIXELS = 640 * 640
+"""Graphs in memory that read larger images give their memory back after each run, for the search
+has up to three at a time, and each of SAM's at 1024 pixels would keep 3 to 5 GB."""
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -166,14 +169,22 @@ def runner_from_model(
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
+    releases = any(_is_large_image(value) for value in model.graph.inputs)
     if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
-        return OrtRunner(ir.to_proto(model).SerializeToString(), threads, settings)
+        content = ir.to_proto(model).SerializeToString()
+        return OrtRunner(content, threads, settings, releases_memory=releases)
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
         save_model(model, path)
         # Packed copies of so many weights would need their memory twice. The session has read
         # everything it needs once it exists.
-        return OrtRunner(path, threads, {"session.disable_prepacking": "1", **(settings or {})})
+        settings = {"session.disable_prepacking": "1", **(settings or {})}
+        return OrtRunner(path, threads, settings, releases_memory=releases)
+
+
+def _is_large_image(value: ir.Value) -> bool:
+    sides = [side for side in (value.shape or ())[2:] if isinstance(side, int)]
+    return len(sides) == 2 and sides[0] * sides[1] > _RELEASING_PIXELS
 
 
 class OrtRunner:
@@ -184,7 +195,20 @@ class OrtRunner:
         source: Path | bytes,
         threads: int | None = None,
         settings: Mapping[str, str | int | float | bool] | None = None,
+        *,
+        releases_memory: bool = False,
     ) -> None:
+        """Load the graph.
+
+        Args:
+            source: file, or its bytes.
+            threads: as many as ONNX Runtime likes where None.
+            settings: of the session.
+            releases_memory: give memory back after each run, which takes a little longer.
+
+        Raises:
+            ExportError: ONNX Runtime refuses the graph.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
@@ -215,6 +239,9 @@ class OrtRunner:
             for node in self._session.get_inputs()
         )
         self._input_names = {tensor.name for tensor in self.inputs}
+        self._run_options = ort.RunOptions()
+        if releases_memory:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Return all outputs by name.
@@ -224,7 +251,7 @@ class OrtRunner:
         """
         wanted = {name: value for name, value in feeds.items() if name in self._input_names}
         try:
-            values = self._session.run(self._names, wanted)
+            values = self._session.run(self._names, wanted, self._run_options)
         except Exception as error:
             shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
             raise DataError(

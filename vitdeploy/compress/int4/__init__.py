@@ -27,6 +27,13 @@ from vitdeploy.compress.int4.bits import (
 from vitdeploy.compress.int4.codes import InputMoments, gptq, nearest
 from vitdeploy.compress.int4.gathering import MomentStore, gathered_moments
 from vitdeploy.compress.int4.scaling import OFF, Rounding, choose_scale, scale_of
+from vitdeploy.compress.int4.sizes import (
+    SMALLEST_WEIGHT,
+    int4_bytes,
+    int8_bytes,
+    is_stored,
+    spare_bytes,
+)
 from vitdeploy.compress.rounding import LEAST_ROWS_PER_CHANNEL, rows_of
 from vitdeploy.compress.smoothing import FoldGroup, find_groups
 from vitdeploy.errors import CompressionError, suggest
@@ -35,12 +42,8 @@ from vitdeploy.graph.gemm import matmul_from_gemm_
 from vitdeploy.graph.linear import linear_at, set_bias_
 from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
 from vitdeploy.graph.qdq import QuantizedWeight, quantize_weight
-from vitdeploy.graph.save import weights_bytes
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int4Choices, Int4Section
-
-SMALLEST_WEIGHT = 4096
-"""Products with fewer weights stay in float: a scale for each channel would eat what is saved."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ def quantize_int4(
     suited = [site for site in every if _is_suited(site, options)]
     with gathered_moments(copy, suited, batches, progress) as moments:
         blocks = _blocks(suited, moments, options)
+        spare = spare_bytes(model, every, blocks, options)
         budget = Budget(options.search_seconds if pinned is None else math.inf)
         request = _Request(options, blocks, budget, pinned)
         scales, factors = _scaled_(copy, moments, request)
         with budget.paused():
             weights, stored = _rounded(copy, moments, factors, request)
-    bits = _bits(copy, _spare_bytes(model, every, blocks, options), stored, request, batches)
+    bits = _bits(copy, spare, stored, request, batches)
     choices = Int4Choices(scales=scales, kept_int8=bits.kept_int8)
     return _result(copy, weights, stored, bits, choices, request)
 
@@ -241,58 +245,14 @@ def _rounded(
             weight = nearest(matrix, size, np.diag(own.product), zero_points=zero_points)
         weights[site.name] = weight
         real = weight.dequantized()
-        extra = _int8_bytes(site) - _int4_bytes(site, size, zero_points=zero_points)
+        extra = int8_bytes(site) - int4_bytes(site, size, zero_points=zero_points)
         stored[site.name] = Stored(real, corrected_bias(site, real, own.mean), extra)
     return weights, stored
 
 
-def _spare_bytes(
-    model: ir.Model,
-    every: Sequence[WeightSite],
-    blocks: Mapping[str, int],
-    options: Int4Section,
-) -> float | None:
-    """Return what a goal of size leaves for INT8 when all that can be is INT4."""
-    if options.max_size_percent is None:
-        return None
-    whole = weights_bytes(model)
-    least = float(whole)
-    for site in every:
-        if site.name in blocks:
-            block = blocks[site.name]
-            least += _int4_bytes(site, block, zero_points=options.zero_points)
-        elif _is_stored(site):
-            least += _int8_bytes(site)
-        least -= array_of(site.weight).nbytes if site.name in blocks or _is_stored(site) else 0
-    spare = options.max_size_percent / 100 * whole - least
-    if spare < 0:
-        raise CompressionError(
-            f"int4.max_size_percent is {options.max_size_percent:g}, but with every product in "
-            f"INT4 the graph has {100 * least / whole:.1f} % of FP32's size. Allow more."
-        )
-    return spare
-
-
-def _int4_bytes(site: WeightSite, block: int, *, zero_points: bool) -> float:
-    """Return what a product's weights take: codes, FP32 scales, and zero points where asked for."""
-    size = array_of(site.weight).size
-    return size / 2 + size / block * (4.5 if zero_points else 4.0)
-
-
-def _int8_bytes(site: WeightSite) -> float:
-    """Return what a product's weights take: codes, and an FP32 scale and a zero a channel."""
-    weight = array_of(site.weight)
-    return float(weight.size + 5 * weight.shape[site.output_axis])
-
-
-def _is_stored(site: WeightSite) -> bool:
-    """Return whether a product that is not INT4 is INT8 rather than float."""
-    return site.groups == 1 and array_of(site.weight).size >= SMALLEST_WEIGHT
-
-
 def _bits(
     model: ir.Model,
-    spare_bytes: float | None,
+    spare: float | None,
     stored: Mapping[str, Stored],
     request: _Request,
     batches: Batches,
@@ -304,8 +264,8 @@ def _bits(
     if options.placement == "all" and not options.mixed:
         return Bits({}, (), "the recipe asks for every product in INT4")
     goal = Goal()
-    if options.mixed and spare_bytes is not None:
-        goal = Goal(spare_bytes=spare_bytes)
+    if options.mixed and spare is not None:
+        goal = Goal(spare_bytes=spare)
     elif options.mixed:
         goal = Goal(sqnr_db=options.min_sqnr_db or DEFAULT_SQNR_DB)
     return choose_bits(model, stored, goal, batches, request.budget)
@@ -329,7 +289,7 @@ def _result(
             corrected, linear = stored[site.name].bias, linear_at(site.node)
             if corrected is not None and linear is not None:
                 set_bias_(model.graph, linear, corrected)
-        elif _is_stored(site):
+        elif is_stored(site):
             chosen[site.name] = quantize_weight(array_of(site.weight), site.output_axis)
     insert_weights_(model, chosen)
     int4 = tuple(name for name, item in chosen.items() if isinstance(item, BlockedWeight))
