@@ -29,18 +29,18 @@ from vitdeploy.models import LoadOptions, load
 from vitdeploy.prompts import best_masks, object_prompts, prompt_feeds
 
 IMAGE_SIZE = 128  # pixels
-PATCH = 16
+PATCH = 8
 CONFIG = {
     "vision_config": {
         "hidden_size": 96,
         "num_hidden_layers": 4,
-        "num_attention_heads": 3,
-        "mlp_dim": 288,
+        "num_attention_heads": 4,
+        "mlp_dim": 384,
         "output_channels": 64,
         "num_pos_feats": 32,
         "image_size": IMAGE_SIZE,
         "patch_size": PATCH,
-        "window_size": 3,
+        "window_size": 6,
         "global_attn_indexes": [1, 3],
     },
     "prompt_encoder_config": {
@@ -59,12 +59,14 @@ PREPROCESS = Preprocess((IMAGE_SIZE, IMAGE_SIZE), interpolation="bilinear", crop
 TRAINING_SEED = 1  # of the pictures; `calib_data/scenes` has other ones
 SIDES = (96, IMAGE_SIZE)  # pixels: shortest and longest edge of a picture
 LEAST_PIXELS = 60  # an object of which less is seen is no target
-PICTURES = 3000
-STEPS = 2400
-BATCH = 16
+PICTURES = 6000
+STEPS = 2000
+BATCH = 12
 PROMPTS = 4
-PEAK_LEARNING_RATE = 2e-3
-WARM_UP = 0.1  # share of all steps
+MATRIX_LEARNING_RATE = 3e-3
+OTHER_LEARNING_RATE = 2e-3
+WARM_UP = 120  # steps
+COOL_DOWN = 0.25  # share of all steps
 WEIGHT_DECAY = 0.05
 EMA_DECAY = 0.995
 BOX_JITTER = 0.05  # of a box's size
@@ -75,8 +77,10 @@ class Scene(NamedTuple):
     """A picture, and what is seen of its larger objects."""
 
     image: Image.Image
-    masks: np.ndarray
-    """(K, height, width) bool, K at least 1."""
+    numbers: np.ndarray
+    """(height, width) uint8: 0 is no object, k object k."""
+    objects: int
+    """How many there are, at least 1."""
 
 
 class Batch(NamedTuple):
@@ -133,19 +137,21 @@ def train(model: nn.Module, steps: int, seed: int) -> dict[str, Tensor]:
     """Return the running mean of `model`'s weights over its training, by name."""
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, steps, pct_start=WARM_UP
-    )
+    optimizers = _optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmth(step, steps))
+        for optimizer in optimizers
+    ]
     scenes, rng = drawn_scenes(PICTURES, seed), np.random.default_rng(seed)
     model.train()
     for step in range(steps):
         loss = loss_of(model, drawn_batch(scenes, rng))
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         with torch.no_grad():
             decay = min(EMA_DECAY, (1 + step) / (10 + step))
             for name, value in model.state_dict().items():
@@ -154,6 +160,26 @@ def train(model: nn.Module, steps: int, seed: int) -> dict[str, Tensor]:
             sys.stderr.write(f"step {step + 1}/{steps}  loss {loss.item():.3f}\n")
             sys.stderr.flush()
     return mean
+
+
+def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of linear layers, AdamW for everything else."""
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    matrices = [layer.weight for layer in linear]
+    known = {id(matrix) for matrix in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=MATRIX_LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, weight_decay=WEIGHT_DECAY)]
+
+
+def _warmth(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: up, level, and down to zero."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (COOL_DOWN * steps))
 
 
 def drawn_scenes(count: int, seed: int) -> list[Scene]:
@@ -166,7 +192,10 @@ def drawn_scenes(count: int, seed: int) -> list[Scene]:
         image, masks = render_with_masks(Picture(TRAINING_SEED, index, height, width))
         seen = masks[masks.sum((1, 2)) >= LEAST_PIXELS]
         if len(seen):
-            scenes.append(Scene(image, seen))
+            numbers = np.zeros((height, width), np.uint8)
+            for number, mask in enumerate(seen, 1):
+                numbers[mask] = number
+            scenes.append(Scene(image, numbers, len(seen)))
         index += 1
     return scenes
 
@@ -179,11 +208,14 @@ def drawn_batch(scenes: list[Scene], rng: np.random.Generator) -> Batch:
 
 
 def _drawn_sample(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    image, masks = scene
+    image, numbers, objects = scene
     if rng.integers(2):
-        image, masks = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), masks[:, :, ::-1]
+        image, numbers = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), numbers[:, ::-1]
+    if rng.integers(2):
+        image, numbers = image.transpose(Image.Transpose.TRANSPOSE), numbers.T
+    image = Image.fromarray(np.asarray(image)[..., rng.permutation(3)])
     scale = IMAGE_SIZE / max(image.size)
-    chosen = masks[rng.integers(len(masks), size=PROMPTS)]
+    chosen = [numbers == number for number in 1 + rng.integers(objects, size=PROMPTS)]
     points, boxes = zip(*(_drawn_prompt(mask, rng) for mask in chosen), strict=True)
     return (
         prepare(image, PREPROCESS),

@@ -17,7 +17,7 @@ from vitdeploy.prompts import best_masks, object_prompts, prompt_feeds
 from vitdeploy.targets.onnx import OrtRunner
 
 MODEL = Path(vitdeploy.__file__).parent / "models" / "sam_scenes"
-POINT_IOU, BOX_IOU = 0.5, 0.58
+POINT_IOU, BOX_IOU = 0.62, 0.72
 RECIPE = Path(vitdeploy.__file__).parents[1] / "recipes" / "train_sam_scenes.py"
 
 
