@@ -254,7 +254,7 @@ def test_segment_anythings_encoder_teaches_from_stored_embeddings(tmp_path, caps
     folder = tmp_path / "out"
     given = ["distill", "timm:vit_tiny_patch16_224", "--teacher", "sam-scenes", *arguments]
     assert exit_code_from([*given, *images, *losses, "-o", str(folder)]) == 0
-    assert "32 pictures, 1 view(s) each, 0.3 MB" in errors(capsys)
+    assert "32 pictures, 1 view(s) each, 1.0 MB" in errors(capsys)
     rows = json.loads((folder / "training.json").read_text())["metrics"]
     assert rows[-1]["feature_loss"] < rows[0]["feature_loss"]
     assert list(load_file(folder / "projections.safetensors")) == [
