@@ -11,7 +11,7 @@ import pytest
 from vitdeploy.errors import DataError
 from vitdeploy.graph import save
 from vitdeploy.graph.save import save_model, weights_bytes
-from vitdeploy.targets.onnx import OrtRunner
+from vitdeploy.targets.onnx import OrtRunner, runner_from_model
 
 
 @pytest.fixture
@@ -98,3 +98,25 @@ def test_nothing_is_left_after_a_failure(
 def test_a_folder_that_is_not_there_is_refused(vit_graph: ir.Model, tmp_path: Path):
     with pytest.raises(DataError, match=r"'model\.onnx' cannot be written"):
         save_model(vit_graph, tmp_path / "none" / "model.onnx")
+
+
+def test_a_small_graph_keeps_nothing_in_the_file_it_comes_from(
+    vit_graph: ir.Model, pixels: np.ndarray, tmp_path: Path
+):
+    """So it is with what stays in float of a large graph that was quantised."""
+    ir.save(vit_graph, tmp_path / "parent.onnx")
+    expected = run(tmp_path / "parent.onnx", pixels)
+    ir.save(
+        vit_graph, tmp_path / "parent.onnx", external_data="parent.data", size_threshold_bytes=0
+    )
+    mapped = ir.load(tmp_path / "parent.onnx")
+    with runner_from_model(mapped) as runner:
+        np.testing.assert_array_equal(runner({"pixel_values": pixels})["logits"], expected)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (path,) = save_model(mapped, folder / "model.onnx")
+    values = mapped.graph.initializers.values()
+    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in values)
+    del mapped, values
+    (tmp_path / "parent.data").unlink()
+    np.testing.assert_array_equal(run(path, pixels), expected)

@@ -24,7 +24,10 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
     external = path.with_name(path.name + ".data")
     use_external = weights_bytes(model) > PROTOBUF_LIMIT_BYTES
     try:
-        ir.save(model, path, external_data=external.name if use_external else None)
+        if use_external:
+            ir.save(model, path, external_data=external.name)
+        else:
+            ir.save(with_own_weights(model), path)
     except OSError as error:
         for written in (path, external):
             with contextlib.suppress(OSError):
@@ -35,6 +38,19 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
             ) from error
         raise DataError(f"'{path.name}' cannot be written: {error.strerror}.") from error
     return (path, external) if use_external else (path,)
+
+
+def with_own_weights(model: ir.Model) -> ir.Model:
+    """Return the graph without weights that lie in another file; itself where there are none.
+
+    What is left in float of a large quantised graph is still mapped from its FP32 parent's file.
+    """
+    values = model.graph.initializers.values()
+    if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values):
+        return model
+    copy = model.clone()
+    ir.external_data.load_to_model(copy)
+    return copy
 
 
 def weights_bytes(model: ir.Model) -> int:

@@ -14,7 +14,7 @@ from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.cpu import cpu_has
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.qdq import QuantScheme
-from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes
+from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes, with_own_weights
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
@@ -171,7 +171,7 @@ def runner_from_model(
     """
     releases = any(_is_large_image(value) for value in model.graph.inputs)
     if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
-        content = ir.to_proto(model).SerializeToString()
+        content = ir.to_proto(with_own_weights(model)).SerializeToString()
         return OrtRunner(content, threads, settings, releases_memory=releases)
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
