@@ -13,7 +13,18 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.graph import tiny
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the processes of one run export each tiny model once."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ[tiny.SHARED_FOLDER] = str(folder)
 
 
 @pytest.fixture

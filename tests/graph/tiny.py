@@ -6,12 +6,16 @@ initial value, so that no zero bias, unit gamma or LayerScale of 1e-5 hides a mi
 
 import functools
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 SIZE = 32
+SHARED_FOLDER = "VITDEPLOY_TEST_EXPORTS"
+"""Environment variable: where the processes of one test run share exported models."""
 
 
 def _timm(name: str, **options: Any) -> Any:
@@ -224,11 +228,28 @@ def exported_by_tracing(family: str, opset: int) -> bytes:
 @functools.cache
 def exported(family: str, seed: int = 0, opset: int = 20) -> bytes:
     """Return the serialised FP32 ONNX of the tiny shaken model of `family`."""
-    import torch
 
-    torch.manual_seed(seed)
-    model = shaken_(FAMILIES[family](), seed)
-    return onnx_from_module(model, opset, IMAGE_SIZES.get(family, SIZE))
+    def export() -> bytes:
+        import torch
+
+        torch.manual_seed(seed)
+        model = shaken_(FAMILIES[family](), seed)
+        return onnx_from_module(model, opset, IMAGE_SIZES.get(family, SIZE))
+
+    return made_once(f"{family}-{seed}-{opset}.onnx", export)
+
+
+def made_once(name: str, make: Callable[[], bytes]) -> bytes:
+    """Return what `make` returns; the processes of one test run share it through a file."""
+    folder = os.environ.get(SHARED_FOLDER)
+    if folder is None:
+        return make()
+    path = Path(folder) / name
+    if not path.is_file():
+        own = path.with_suffix(f".{os.getpid()}")
+        own.write_bytes(make())
+        own.replace(path)
+    return path.read_bytes()
 
 
 def onnx_from_module(model: Any, opset: int = 20, size: int = SIZE) -> bytes:

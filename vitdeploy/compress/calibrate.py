@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import CompressionError
+from vitdeploy.graph.observers import bring_observers_forward_
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme
 from vitdeploy.graph.sites import add_initializer
 from vitdeploy.runner import Feeds
@@ -99,6 +100,7 @@ def collect_statistics(
     reductions = {p.value_name: _add_reductions(observed, values[p.value_name], p) for p in probes}
     merged: dict[str, _Merging] = {probe.value_name: _Merging() for probe in probes}
     images = 0
+    bring_observers_forward_(observed.graph, len(model.graph))
     for feeds, results in _run(observed, batches):
         count = len(next(iter(feeds.values())))
         images += count
@@ -133,6 +135,7 @@ def collect_range_errors(
     totals: dict[str, np.ndarray] = {}
     positions = dict.fromkeys(outputs, 0.0)
     images = 0
+    bring_observers_forward_(observed.graph, len(model.graph))
     for feeds, results in _run(observed, batches):
         images += len(next(iter(feeds.values())))
         for name, error_names in outputs.items():
@@ -203,7 +206,8 @@ def _run(observed: ir.Model, batches: Batches) -> Iterator[tuple[Feeds, dict[str
     from vitdeploy.targets.onnx import runner_from_model
 
     # Without this ONNX Runtime would fold the Q/DQ pairs of the error probes away.
-    with runner_from_model(observed, settings={"session.disable_quant_qdq": "1"}) as runner:
+    settings = {"session.disable_quant_qdq": "1"}
+    with runner_from_model(observed, settings=settings, in_listed_order=True) as runner:
         for feeds in batches():
             yield feeds, runner(feeds)
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import Batches, limited
+from vitdeploy.graph.observers import bring_observers_forward_
 from vitdeploy.graph.qdq import QuantizedWeight
 from vitdeploy.graph.sites import WeightSite, add_initializer, array_of
 from vitdeploy.graph.surgery import ints_attribute
@@ -171,7 +172,8 @@ def collect_moments(
     products: dict[str, np.ndarray] = {}
     totals: dict[str, np.ndarray] = {}
     rows = dict.fromkeys(width, 0)
-    with runner_from_model(observed) as runner:
+    bring_observers_forward_(observed.graph, len(model.graph))
+    with runner_from_model(observed, in_listed_order=True) as runner:
         for feeds in batches():
             results = runner(feeds)
             for name, (product, total, count) in outputs.items():

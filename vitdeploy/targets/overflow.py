@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from vitdeploy.graph.half import FP16_MAX
+from vitdeploy.graph.observers import bring_observers_forward_
 from vitdeploy.runner import Feeds
 from vitdeploy.targets.onnx import runner_from_model
 
@@ -75,7 +76,8 @@ def _largest_values(
     published = _publish_maxima_(observed)
     largest = dict.fromkeys(published, 0.0)
     count = 0
-    with runner_from_model(observed) as runner:
+    bring_observers_forward_(observed.graph, len(model.graph))
+    with runner_from_model(observed, in_listed_order=True) as runner:
         for feeds in images():
             if count >= PROBED_IMAGES:
                 break
