@@ -142,7 +142,9 @@ def quantized_model(named: str, precision: str) -> tuple[Any, float | None]:
     if precision != "int8":
         return model, None
     attention_int8.SMALL_NOISE = float("inf")  # random weights say nothing of noise
-    section = Int8Section(placement="all", folds="off", clip="minmax", rounding="nearest")
+    section = Int8Section(
+        placement="all", folds="off", clip="minmax", rounding="nearest", search_seconds=3600
+    )
     feeds = [{part.inputs[0].name: pixels[:1]}]
     found = quantize_int8(model, quant_scheme(), lambda: iter(feeds), section)
     return found.model, found.int8_macs_percent

@@ -34,8 +34,9 @@ def test_streamed_statistics_equal_those_of_all_activations(
 ):
     stored = activation(vit_graph, "normed", pixels)
     streamed = collect_statistics(vit_graph, [NORMED], batches_of(pixels, 2))["normed"]
-    np.testing.assert_array_equal(streamed.low, stored.min((0, 1)))
-    np.testing.assert_array_equal(streamed.high, stored.max((0, 1)))
+    # Statistics are taken without ONNX Runtime's fusions, which round the last bit otherwise.
+    np.testing.assert_allclose(streamed.low, stored.min((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(streamed.high, stored.max((0, 1)), rtol=1e-6)
     # Summed in another order.
     np.testing.assert_allclose(streamed.square, np.square(stored).mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(streamed.mean, stored.mean((0, 1)), rtol=1e-4, atol=1e-5)

@@ -12,17 +12,21 @@ PROTOBUF_LIMIT_BYTES = 2_000_000_000
 """Protobuf's limit is 2 GiB for everything; the rest is room for the graph itself."""
 
 
-def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
+def save_model(
+    model: ir.Model, path: Path, most_inline_bytes: int | None = None
+) -> tuple[Path, ...]:
     """Write `model` to `path` and return the files it consists of, `path` first.
 
-    Weights go to `<stem>.onnx.data` once they exceed `PROTOBUF_LIMIT_BYTES`, whose location
-    is stored relative, so that the pair can be moved together. A failure leaves neither.
+    Weights go to `<stem>.onnx.data` once they exceed `most_inline_bytes`, by default what a
+    protobuf holds; its location is stored relative, so that the pair can be moved together. A
+    failure leaves neither.
 
     Raises:
         DataError: the disk is full or cannot be written.
     """
     external = path.with_name(path.name + ".data")
-    use_external = weights_bytes(model) > PROTOBUF_LIMIT_BYTES
+    limit = PROTOBUF_LIMIT_BYTES if most_inline_bytes is None else most_inline_bytes
+    use_external = weights_bytes(model) > limit
     try:
         if use_external:
             ir.save(model, path, external_data=external.name)

@@ -34,6 +34,8 @@ _MATMULNBITS_LEVELS = {"w4a16": "1", "w4a8": "4"}
 _RELEASING_PIXELS = 640 * 640
 """Graphs in memory that read larger images give their memory back after each run, for the search
 has up to three at a time, and each of SAM's at 1024 pixels would keep 3 to 5 GB."""
+_IN_MEMORY_BYTES = 512 << 20
+"""Weights above which a graph is not serialised in memory, which takes them three times."""
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -166,7 +168,7 @@ def runner_from_model(
     *,
     in_listed_order: bool = False,
 ) -> "OrtRunner":
-    """Return a runner of a graph in memory; above 2 GB it passes through a temporary file.
+    """Return a runner of a graph in memory; a large one passes through a temporary file.
 
     Args:
         model: graph; not changed.
@@ -179,17 +181,19 @@ def runner_from_model(
         ExportError: ONNX Runtime refuses the graph.
     """
     releases = any(_is_large_image(value) for value in model.graph.inputs)
-    if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
+    size = weights_bytes(model)
+    if size <= _IN_MEMORY_BYTES:
         content = ir.to_proto(with_own_weights(model)).SerializeToString()
         return OrtRunner(
             content, threads, settings, releases_memory=releases, in_listed_order=in_listed_order
         )
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
-        save_model(model, path)
-        # Packed copies of so many weights would need their memory twice. The session has read
-        # everything it needs once it exists.
-        settings = {"session.disable_prepacking": "1", **(settings or {})}
+        save_model(model, path, _IN_MEMORY_BYTES)
+        if size > PROTOBUF_LIMIT_BYTES:
+            # Packed copies of so many weights would need their memory twice.
+            settings = {"session.disable_prepacking": "1", **(settings or {})}
+        # The session has read everything it needs once it exists.
         return OrtRunner(
             path, threads, settings, releases_memory=releases, in_listed_order=in_listed_order
         )
@@ -233,6 +237,8 @@ class OrtRunner:
         options.enable_mem_pattern = False
         if in_listed_order:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+            # A fused node counts as the last of the list: all constants would be dequantised first.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Idle threads that spin after a run would steal time from the engine timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for key, value in (settings or {}).items():

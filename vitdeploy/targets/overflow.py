@@ -73,7 +73,7 @@ def _largest_values(
 ) -> tuple[dict[str, float], int]:
     """Return |x| at most, by value name, and how many images were read."""
     observed = model.clone()
-    published = _publish_maxima_(observed)
+    published = _publish_extremes_(observed)
     largest = dict.fromkeys(published, 0.0)
     count = 0
     bring_observers_forward_(observed.graph, len(model.graph))
@@ -83,25 +83,28 @@ def _largest_values(
                 break
             count += len(next(iter(feeds.values())))
             results = runner(feeds)
-            for name, output in published.items():
-                largest[name] = max(largest[name], float(results[output]))
+            for name, outputs in published.items():
+                largest[name] = max(largest[name], *(abs(float(results[o])) for o in outputs))
     return largest, count
 
 
-def _publish_maxima_(model: ir.Model) -> dict[str, str]:
-    """Put max |x| of every float value among the outputs, which it replaces; return their names."""
+def _publish_extremes_(model: ir.Model) -> dict[str, list[str]]:
+    """Put both extremes of every float value among the outputs, which they replace.
+
+    The largest |x| as one output would need a copy of each value.
+    """
     values = [value for node in model.graph for value in node.outputs if _varies(node, value)]
     model.graph.outputs.clear()
-    published = {}
+    published: dict[str, list[str]] = {}
     for number, value in enumerate(values):
-        size = ir.node("Abs", [value])
-        maximum = ir.node("ReduceMax", [size.outputs[0]], attributes={"keepdims": 0})
-        model.graph.extend([size, maximum])
-        output = maximum.outputs[0]
-        output.name = f"vitdeploy_largest_{number}"
-        output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        model.graph.outputs.append(output)
-        published[str(value.name)] = output.name
+        for operator in ("ReduceMin", "ReduceMax"):
+            extreme = ir.node(operator, [value], attributes={"keepdims": 0})
+            model.graph.append(extreme)
+            output = extreme.outputs[0]
+            output.name = f"vitdeploy_{operator}_{number}"
+            output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+            model.graph.outputs.append(output)
+            published.setdefault(str(value.name), []).append(output.name)
     return published
 
 
