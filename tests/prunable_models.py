@@ -29,6 +29,7 @@ FASTVIT = {
     "mlp_ratios": (2, 2, 2, 2),
     "token_mixers": ("repmixer", "repmixer", "repmixer", "attention"),
 }
+HIERA = {"img_size": (64, 64), "embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1}
 SAM = {**VIT, "window_size": 2, "global_attn_indexes": (1,)}
 
 
@@ -59,6 +60,7 @@ CASES = {
     "swinv2": Case("swinv2_tiny_window8_256", SWIN),
     "sam": Case("samvit_base_patch16", SAM),
     "fastvit": Case("fastvit_sa12", FASTVIT, size=64),
+    "hiera": Case("hiera_tiny_224", HIERA, size=64),
 }
 
 

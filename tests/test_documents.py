@@ -1,5 +1,6 @@
 """What a run writes beside its artefacts says what was found, and what was not."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ from vitdeploy.documents import (
     Measured,
     assemble_report,
     latency_row,
-    profile_report,
     report_of_bundle,
+    tiling_of,
     write_documents,
 )
+from vitdeploy.errors import UsageError
 from vitdeploy.evaluation import fidelity_rows
 from vitdeploy.image_sets import choose_sets
 from vitdeploy.measure import StageRecord, Timing
 from vitdeploy.models.description import ModelDescription, describe
+from vitdeploy.models.spec import TensorSpec
 from vitdeploy.onnx_export import Parity
 from vitdeploy.recipe import Int8Choices, Recipe, recipe_from_dict, recipe_from_yaml
 from vitdeploy.report import read_report
@@ -185,9 +188,13 @@ def test_a_check_says_what_it_did_not_measure(tmp_path: Path, description: Model
     assert report.precision.requested == "int8"
 
 
-def test_a_profile_compares_with_the_first():
-    rows = [timed("a", 2.0), timed("b", 1.0)]
-    report = profile_report(rows, {"a": 10, "b": 5})
-    assert report.speedup == {"a": 1.0, "b": 2.0}
-    assert report.size_bytes == {"a": 10, "b": 5}
-    assert [row.target for row in report.latency] == ["a", "b"]
+def test_tiles_are_for_encoders():
+    outputs = (TensorSpec("feature_map", ("batch", 8, 4, 4)),)
+    part = dataclasses.replace(loaded_from_part().parts[0], outputs=outputs)
+    encoder = loaded_from_part(part, task="features", label_names=())
+    tiling = tiling_of(recipe(export={"tiles": 6}), encoder)
+    assert tiling is not None
+    assert (tiling.tile_size, tiling.max_tiles, tiling.thumbnail) == (32, 6, True)
+    assert tiling_of(recipe(), loaded_from_part()) is None
+    with pytest.raises(UsageError, match=r"--tiles 6: 'small' answers for a whole picture"):
+        tiling_of(recipe(export={"tiles": 6}), loaded_from_part())

@@ -13,14 +13,18 @@ import vitdeploy
 
 PACKAGE = Path(vitdeploy.__file__).parent
 LAYERS = [
-    {"errors", "progress", "version", "cpu", "allocator"},
+    {"errors", "progress", "version", "cpu", "allocator", "energy"},
     {"recipe", "bundle", "manifest", "golden", "output", "data", "graph", "report", "runner"},
     {"models", "targets", "device", "lint", "metrics", "measure", "onnx_export", "environment"}
     | {"masks", "mask_resizing", "prompts"},
     {"compress", "activations", "predictor", "evaluation", "gates", "image_sets", "joined"}
-    | {"mask_fidelity"},
+    | {"mask_fidelity", "worst_images"},
     {
+        "advising",
+        "remote",
+        "outliers",
         "pipeline",
+        "planning",
         "device_package",
         "pruning",
         "distilling",
@@ -32,10 +36,12 @@ LAYERS = [
         "selection",
         "checking",
         "profiling",
+        "roofline",
+        "doctor",
         "documents",
         "diagnosis",
     },
-    {"cli", "console", "display", "__main__"},
+    {"cli", "console", "display", "display_profile", "__main__"},
 ]
 
 

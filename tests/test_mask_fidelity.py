@@ -48,7 +48,7 @@ def values(rows) -> dict[str, float]:
 
 def judged(own: dict[str, np.ndarray], truth: np.ndarray | None = None) -> dict[str, float]:
     reference = reference_of([REFERENCE], (asked(truth),), PREPROCESS)
-    rows, _ = judge("onnx", reference, [own], PREPROCESS)
+    rows = judge("onnx", reference, [own], PREPROCESS).rows
     return values(rows)
 
 
@@ -84,7 +84,7 @@ def test_the_truth_is_compared_with_what_each_model_shows():
     truth = np.stack([square(20), square(12)])
     own = outputs([[8, 16, 20], [12, 4, 4]], [[0.1, 0.4, 0.5], [0.8, 0.2, 0.2]])
     reference = reference_of([REFERENCE], (asked(truth),), PREPROCESS)
-    rows, _ = judge("onnx", reference, [own], PREPROCESS)
+    rows = judge("onnx", reference, [own], PREPROCESS).rows
     (row,) = [row for row in rows if row.metric == "truth_iou_mean"]
     assert row.reference == pytest.approx((1 + (16 / 20) ** 2) / 2)
     assert row.value == 1.0
@@ -94,7 +94,7 @@ def test_the_truth_is_compared_with_what_each_model_shows():
 def test_a_drop_is_a_hundred_times_the_iou_lost():
     own = outputs([[8, 12, 20], [12, 4, 4]], [[0.1, 0.9, 0.5], [0.8, 0.2, 0.2]])
     reference = reference_of([REFERENCE], (asked(),), PREPROCESS)
-    rows, _ = judge("onnx", reference, [own], PREPROCESS)
+    rows = judge("onnx", reference, [own], PREPROCESS).rows
     metric, points = drop_points(rows, "onnx")
     assert metric == "mask_iou_mean"
     assert points == pytest.approx(100 * (1 - (12 / 16) ** 2) / 2)

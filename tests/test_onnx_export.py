@@ -11,6 +11,7 @@ import torch
 from tests.small_models import SMALL_SWIN, SMALL_VIT, part_from_module, timm_part
 from vitdeploy import onnx_export
 from vitdeploy.errors import ExportError
+from vitdeploy.graph.attention import recognise_attention
 from vitdeploy.graph.save import save_model
 from vitdeploy.models.spec import ExportPart, TensorSpec
 from vitdeploy.onnx_export import check_parity, onnx_from_part, parity_batches
@@ -232,8 +233,55 @@ class Branching(torch.nn.Module):
 
 def test_a_module_that_cannot_be_traced_is_refused(images: np.ndarray):
     part = part_from_module(Branching(), classes=3)
-    with pytest.raises(ExportError, match=r"cannot export part 'model'.*Try --batch 1"):
+    with pytest.raises(
+        ExportError, match=r"cannot export part 'model'.*Could not guard.*Try --batch 1"
+    ):
         onnx_from_part(part, images, "dynamic", OPSET)
+
+
+class Undecided(torch.nn.Module):
+    """Drops what it reads at random, as a masked autoencoder does."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)) * torch.rand(3)
+
+
+def test_a_module_that_draws_random_numbers_is_refused(images: np.ndarray):
+    part = part_from_module(Undecided(), classes=3)
+    model = onnx_from_part(part, images, "dynamic", OPSET)
+    with (
+        runner_from_model(model) as runner,
+        pytest.raises(ExportError, match=r"part 'model' gives other outputs each time it runs"),
+    ):
+        check_parity(part, runner, images, [2])
+
+
+class Separate(torch.nn.Module):
+    """Attention as transformers writes it: three layers, one each for query, key and value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value, self.proj = (torch.nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens = pixels.unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5)).flatten(2).transpose(1, 2)
+        tokens = tokens.repeat(1, 1, 4)
+        shape = (*tokens.shape[:-1], -1, 6)
+        query, key, value = (
+            layer(tokens).view(shape).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        scores = (query @ key.transpose(2, 3) * 6**-0.5).softmax(-1)
+        return self.proj((scores @ value).transpose(1, 2).reshape(tokens.shape)).mean(1)
+
+
+def test_query_key_and_value_stay_three_layers(images: np.ndarray):
+    """onnxsim's fuse_qkv would leave their biases behind a Split, which nothing recognises."""
+    model = onnx_from_part(part_from_module(Separate(), classes=12), images, "dynamic", OPSET)
+    sites, refused = recognise_attention(model)
+    assert not refused
+    assert not sites[0].packed
 
 
 def test_a_simplifier_that_changes_outputs_is_refused(

@@ -97,6 +97,30 @@ def test_refuses_int4_that_no_graph_can_hold(data: dict, said: str):
         recipe_from_dict({"model": {"source": "vit-tiny"}, "precision": "w4a16", **data})
 
 
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ("cls,patches", "unknown outputs 'patches'; allowed: logits, .* Did you mean 'patch'"),
+        ("pixel-shuffle-1", "pixel-shuffle-K with K from 2"),
+        ("cls,cls", "each kind can be asked for once"),
+        ("pixel-shuffle-2,pixel-shuffle-4", "each kind can be asked for once"),
+        ("features,cls", "features and pyramid are asked for alone"),
+        ("", "unknown outputs ''"),
+    ],
+)
+def test_refuses_outputs_that_no_graph_can_have(outputs: str, said: str):
+    with pytest.raises(UsageError, match=said):
+        recipe_from_dict({"model": {"source": "vit-digits", "outputs": outputs}})
+
+
+def test_outputs_are_listed_with_commas():
+    model = {"source": "vit-digits", "outputs": "CLS, pixel-shuffle-2"}
+    assert recipe_from_dict({"model": model}).model.outputs == "cls,pixel-shuffle-2"
+    model["outputs"] = "attention"
+    with pytest.raises(UsageError, match="run `vitdeploy prune` first"):
+        recipe_from_dict({"model": model, "prune": {"heads": 0.1}})
+
+
 def test_recipe_is_frozen():
     recipe = recipe_from_dict({"model": {"source": "vit-tiny"}})
     with pytest.raises(ValueError, match="frozen"):

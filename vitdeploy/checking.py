@@ -1,6 +1,6 @@
 """`check`: is a bundle what was written, and does it compute here what it computed there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,20 +67,50 @@ def check(
     targets = list(dict.fromkeys(artifact.target for artifact in loaded.artifacts()))
     for target in targets:
         artifacts = loaded.artifacts(target)
-        here = _outputs_of_parts(loaded, artifacts)
-        reference = {part: read_golden(loaded.path, part).outputs for part in here}
-        if against is not None:
-            other = load_bundle(Path(against))
-            reference = _outputs_of_parts(loaded, [_counterpart(other, a) for a in artifacts])
-        rows += _rows(loaded, artifacts, reference, here)
         if against is None:
-            gates += [_golden_gate(loaded, a, reference[a.part], here[a.part]) for a in artifacts]
+            found, kept = compare_with_golden(loaded, artifacts)
+            rows += found
+            gates += kept
+            continue
+        here = _outputs_of_parts(loaded, artifacts, open_here)
+        other = load_bundle(Path(against))
+        counterparts = [_counterpart(other, a) for a in artifacts]
+        rows += _rows(loaded, artifacts, _outputs_of_parts(loaded, counterparts, open_here), here)
     limit = recipe.gates.max_drop_points if max_drop_points is None else max_drop_points
     gates += check_gates(GateSection(max_drop_points=limit), targets, rows, {}, {})
     return report_of_bundle(loaded, fidelity=tuple(rows), gates=tuple(gates))
 
 
-def _outputs_of_parts(bundle: Bundle, artifacts: Sequence[Artifact]) -> dict[str, Outputs]:
+def open_here(artifact: Artifact) -> Runner:
+    """Return an artefact's runner on this machine."""
+    return load_target(artifact.target).open(artifact)
+
+
+def compare_with_golden(
+    bundle: Bundle,
+    artifacts: Sequence[Artifact],
+    open_artifact: Callable[[Artifact], Runner] = open_here,
+) -> tuple[list[FidelityRow], list[GateRow]]:
+    """Return the fidelity on the bundle's golden inputs, and a gate on the SQNR of each artefact.
+
+    Args:
+        bundle: with its golden tensors.
+        artifacts: of one target, in the manifest's order.
+        open_artifact: runs an artefact here, or elsewhere.
+
+    Raises:
+        DataError: golden tensors are damaged, or an output is not finite.
+        ExportError: an engine cannot load an artefact.
+    """
+    here = _outputs_of_parts(bundle, artifacts, open_artifact)
+    reference = {part: read_golden(bundle.path, part).outputs for part in here}
+    gates = [_golden_gate(bundle, a, reference[a.part], here[a.part]) for a in artifacts]
+    return _rows(bundle, artifacts, reference, here), gates
+
+
+def _outputs_of_parts(
+    bundle: Bundle, artifacts: Sequence[Artifact], open_artifact: Callable[[Artifact], Runner]
+) -> dict[str, Outputs]:
     """Return by part what artefacts of one target give for the golden inputs of `bundle`.
 
     A part that reads an earlier part's outputs gets what that artefact gave.
@@ -88,7 +118,7 @@ def _outputs_of_parts(bundle: Bundle, artifacts: Sequence[Artifact]) -> dict[str
     outputs: dict[str, Outputs] = {}
     for artifact in artifacts:
         golden = read_golden(bundle.path, artifact.part)
-        with load_target(artifact.target).open(artifact) as runner:
+        with open_artifact(artifact) as runner:
             if follows(artifact.inputs, outputs):
                 features = features_of(artifact.inputs, outputs)
                 asked = asked_from_golden(golden.inputs)

@@ -22,9 +22,10 @@ from vitdeploy.joined import (
 from vitdeploy.mask_fidelity import judge
 from vitdeploy.models.spec import ExportPart, LoadedModel
 from vitdeploy.onnx_export import reference_runner
-from vitdeploy.report import FidelityRow
+from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Feeds, Outputs, Runner
 from vitdeploy.targets import Target
+from vitdeploy.worst_images import Answers, worst_answers, worst_masks
 
 
 def evaluation_feeds(images: Chosen, part: ExportPart, batch: int) -> Iterator[Feeds]:
@@ -77,15 +78,17 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
     rows: list[FidelityRow] = []
     made: dict[str, Outputs] = {}
     golden: dict[str, Outputs] = {}
+    worst: list[WorstImage] = []
     images, joined = job.images, job.reference.joined
     for item in compressed:
         artifact = item.artifact
         with target.open(artifact, job.work.recipe.measure.threads) as runner:
             if joined is not None and follows(artifact.inputs, made):
                 own = decoded(runner, features_of(artifact.inputs, made), joined.asked)
-                found, kept = judge(artifact.target, joined, own, images.preprocess)
-                golden[artifact.part] = kept
-                rows += found
+                masks = judge(artifact.target, joined, own, images.preprocess)
+                golden[artifact.part] = masks.golden
+                rows += masks.rows
+                worst = worst_masks(artifact.target, images, masks.worst)
                 continue
             outputs = _outputs_for_pictures(job, artifact, runner)
         made[artifact.part] = outputs
@@ -99,7 +102,18 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
             classes=images.class_output,
             centred=job.work.recipe.model.random_weights,
         )
-    return Judged(rows, golden)
+        if joined is None:
+            worst += _worst_of(job, artifact, outputs)
+    return Judged(rows, golden, worst)
+
+
+def _worst_of(job: Job, artifact: Artifact, outputs: Outputs) -> list[WorstImage]:
+    """Return the images on which the telling output of a part differs most."""
+    reference = job.reference.outputs[artifact.part]
+    classes = job.images.class_output
+    name = classes if classes in reference else next(iter(reference))
+    answers = Answers(reference[name], outputs[name], are_logits=name == classes)
+    return worst_answers(artifact.target, job.images, answers)
 
 
 def _outputs_for_pictures(job: Job, artifact: Artifact, runner: Runner) -> Outputs:

@@ -5,11 +5,11 @@ Printing itself is `console`'s.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.console import print_json, print_line, print_table
-from vitdeploy.report import Change, FidelityRow, Report
+from vitdeploy.report import Change, FidelityRow, Regression, Report
 
 if TYPE_CHECKING:
     from vitdeploy.diagnosis import Diagnosis
@@ -27,7 +27,7 @@ _SHOWN_METRICS = (
 def print_report(report: Report, folder: str | None) -> None:
     """Print what a run did: fidelity, size, latency, gates, advice."""
     _print_summary(report)
-    _print_gates(report)
+    print_gates(report)
     for note in report.notes:
         print_line(f"note: {note}")
     if folder:
@@ -42,33 +42,7 @@ def print_check(report: Report) -> None:
     ]
     title = f"{report.model.name}: hashes match; golden outputs on this machine"
     print_table(title, ["target", "part", "output", "metric", ">value"], rows)
-    _print_gates(report)
-
-
-def print_profile(report: Report) -> None:
-    """Print latencies side by side; the first is what the others are compared with."""
-    rows = []
-    for row in report.latency:
-        ratio = report.speedup.get(row.target)
-        size = report.size_bytes.get(row.target)
-        rows.append(
-            (
-                row.target,
-                row.part,
-                row.precision,
-                row.engine,
-                str(row.batch),
-                _number(row.p50_ms),
-                _number(row.p90_ms),
-                _number(row.p99_ms),
-                _number(row.throughput_ips),
-                f"{size / 1e6:.2f}" if size else "-",
-                f"{ratio:.2f}x" if ratio else "-",
-            )
-        )
-    columns = ["artefact", "part", "precision", "engine", ">batch", ">p50, ms", ">p90, ms"]
-    columns += [">p99, ms", ">images/s", ">size, MB", ">speed-up"]
-    print_table("Latency", columns, rows)
+    print_gates(report)
 
 
 def print_diagnosis(diagnosis: "Diagnosis") -> None:
@@ -225,31 +199,36 @@ def print_predictions(results: "Sequence[tuple[str, Prediction]]", *, as_json: b
     print_table("", ["image", "result"], rows)
 
 
-def print_environment(entries: Mapping[str, str], *, as_json: bool) -> None:
-    """Print what this machine offers."""
+def print_diff(
+    changes: Sequence[Change], *, as_json: bool, regressions: Sequence[Regression] = ()
+) -> None:
+    """Print what changed between two reports, and which of it got worse than allowed."""
+    worse = {one.change: one.reason for one in regressions}
     if as_json:
-        _print_data(dict(entries))
+        _print_data(
+            [
+                {**dataclasses.asdict(c), "delta": c.delta, "regression": worse.get(c)}
+                for c in changes
+            ]
+        )
         return
-    print_table("This machine", ["", ""], list(entries.items()))
-
-
-def print_diff(changes: Sequence[Change], *, as_json: bool) -> None:
-    """Print what changed between two reports."""
-    if as_json:
-        _print_data([{**dataclasses.asdict(c), "delta": c.delta} for c in changes])
-        return
+    columns = ["section", "figure", ">before", ">after", ">delta", "unit"]
     rows = [
-        (c.section, c.key, _number(c.before), _number(c.after), _number(c.delta), c.unit)
+        [c.section, c.key, _number(c.before), _number(c.after), _number(c.delta), c.unit]
         for c in changes
     ]
-    print_table("Changes", ["section", "figure", ">before", ">after", ">delta", "unit"], rows)
+    if worse:
+        columns.append("worse than allowed")
+        rows = [[*row, worse.get(change, "")] for row, change in zip(rows, changes, strict=True)]
+    print_table("Changes", columns, rows)
 
 
 def _print_data(data: Any) -> None:
     print_json(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-def _print_gates(report: Report) -> None:
+def print_gates(report: Report) -> None:
+    """Print limit, value and verdict of every gate; nothing where there is none."""
     if not report.gates:
         return
     rows = [

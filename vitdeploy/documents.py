@@ -10,9 +10,10 @@ from vitdeploy.compress.int4 import Int4Result
 from vitdeploy.compress.int8 import Int8Result, SearchCost
 from vitdeploy.data import Preprocess
 from vitdeploy.environment import describe_environment, package_versions
+from vitdeploy.errors import UsageError
 from vitdeploy.gates import check_gates
 from vitdeploy.image_sets import Chosen, stamps_of
-from vitdeploy.manifest import Manifest, ModelEntry
+from vitdeploy.manifest import Manifest, ModelEntry, TilingEntry
 from vitdeploy.measure import StageRecord, Timing
 from vitdeploy.models.description import ModelDescription
 from vitdeploy.models.spec import LoadedModel
@@ -21,15 +22,18 @@ from vitdeploy.recipe import Recipe, recipe_sha256, yaml_from_recipe
 from vitdeploy.report import (
     WRITERS,
     ArtifactRow,
+    BlockNoise,
     FidelityRow,
     GateRow,
     LatencyRow,
     ModelInfo,
+    OutlierRow,
     ParityRow,
     PrecisionInfo,
     Report,
     SearchRow,
     StageRow,
+    WorstImage,
 )
 from vitdeploy.report.schema import MIN_SAMPLES_FOR_P99
 from vitdeploy.version import __version__
@@ -79,6 +83,9 @@ class Findings:
     """What was timed and kept, for people."""
     untimed: Mapping[str, str] = field(default_factory=dict)
     """By target that cannot be timed on this machine: why."""
+    worst_images: Sequence[WorstImage] = ()
+    sensitivity: Sequence[BlockNoise] = ()
+    outliers: Sequence[OutlierRow] = ()
 
 
 def assemble_report(
@@ -118,6 +125,9 @@ def assemble_report(
             for s in findings.stages
         ),
         search=tuple(_search_rows(findings)),
+        sensitivity=tuple(findings.sensitivity),
+        outliers=tuple(findings.outliers),
+        worst_images=tuple(_named(row, loaded.spec.label_names) for row in findings.worst_images),
         environment=describe_environment(),
         recipe_sha256=recipe_sha256(recipe),
         notes=(
@@ -129,6 +139,24 @@ def assemble_report(
             *_advice(recipe, speedup),
         ),
     )
+
+
+def tiling_of(recipe: Recipe, loaded: LoadedModel) -> TilingEntry | None:
+    """Return how pictures are cut into inputs of the model, None where the recipe asks for none.
+
+    Raises:
+        UsageError: the model classifies, or segments what is pointed at.
+    """
+    most = recipe.export.tiles
+    if most is None:
+        return None
+    if loaded.class_output is not None or len(loaded.parts) > 1:
+        raise UsageError(
+            f"--tiles {most}: '{loaded.spec.name}' answers for a whole picture (classes or masks), "
+            "not for a tile. Tiles are for encoders; choose what it returns with --outputs, for "
+            "instance patch or pixel-shuffle-2."
+        )
+    return TilingEntry(tile_size=loaded.spec.preprocess.size[0], max_tiles=most)
 
 
 def write_documents(
@@ -146,6 +174,7 @@ def write_documents(
                 weights=spec.weights,
             ),
             preprocess=spec.preprocess.to_dict(),
+            tiling=tiling_of(recipe, loaded),
             label_names=spec.label_names,
             stamps=report.stamps,
             versions=package_versions(),
@@ -192,36 +221,6 @@ def report_of_bundle(
     )
 
 
-def profile_report(rows: Sequence[Measured], sizes: Mapping[str, int]) -> Report:
-    """Return the report of a profile; speed-ups are against the first row's target."""
-    unknown = "a profile measures latency only"
-    names = list(dict.fromkeys(row.target for row in rows))
-    base = _median(rows, names[0])
-    medians = {name: _median(rows, name) for name in names}
-    return Report(
-        vitdeploy_version=__version__,
-        created=_now(),
-        model=ModelInfo(
-            name=", ".join(names),
-            family="any",
-            source="profile",
-            task="any",
-            weights="unknown",
-            image_size_reason=unknown,
-            parameters_reason=unknown,
-            gmacs_reason=unknown,
-        ),
-        precision=PrecisionInfo(requested="as built"),
-        calibration_reason=unknown,
-        evaluation_reason=unknown,
-        latency=tuple(latency_row(row) for row in rows),
-        speedup={name: base / m if base and m else None for name, m in medians.items()},
-        size_bytes=dict(sizes),
-        environment=describe_environment(),
-        recipe_sha256_reason=unknown,
-    )
-
-
 def latency_row(measured: Measured) -> LatencyRow:
     """Return the report's row of one timing; p99 is null below 100 samples."""
     timing = measured.timing
@@ -241,6 +240,7 @@ def latency_row(measured: Measured) -> LatencyRow:
         mean_ms=timing.mean_ms,
         samples=count,
         throughput_ips=timing.throughput_ips,
+        quantiles_ms=tuple(timing.percentile(share) for share in range(0, 101, 5)),
     )
 
 
@@ -280,6 +280,18 @@ def _artifact_row(item: Compressed, unknown: str | None = None) -> ArtifactRow:
         activations=item.activations.type if item.activations else None,
         activations_sqnr_db=item.activations.sqnr_db if item.activations else None,
     )
+
+
+def _named(row: WorstImage, label_names: Sequence[str]) -> WorstImage:
+    """Return the row with the classes' names for their numbers, as far as there are any."""
+
+    def words(said: str | None) -> str | None:
+        number = (said or "").removeprefix("class ")
+        known = number.isdigit() and int(number) < len(label_names)
+        return label_names[int(number)] if known and label_names[int(number)] else said
+
+    told = {name: words(getattr(row, name)) for name in ("reference", "own", "truth")}
+    return row.model_copy(update=told)
 
 
 def _parity_row(row: Parity) -> ParityRow:

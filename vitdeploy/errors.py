@@ -59,6 +59,12 @@ class GateError(VitdeployError):
 EXIT_INTERRUPTED = 130
 
 
+class StoppedError(VitdeployError):
+    """Somebody stopped work that keeps what it has; the message says what that is."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)

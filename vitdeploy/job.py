@@ -18,7 +18,7 @@ from vitdeploy.measure import StageClock
 from vitdeploy.models.spec import ExportPart
 from vitdeploy.progress import Progress
 from vitdeploy.recipe import Int4Choices, Int8Choices, Recipe
-from vitdeploy.report import FidelityRow
+from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import Settings
 
@@ -73,6 +73,8 @@ class Judged:
     rows: list[FidelityRow]
     golden: dict[str, Outputs]
     """By part: the outputs on the first evaluation images."""
+    worst: list[WorstImage] = field(default_factory=list)
+    """The images on which they differ most."""
 
 
 @dataclass(frozen=True)

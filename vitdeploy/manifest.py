@@ -116,6 +116,18 @@ class PartEntry(BaseModel):
         return self.bytes + sum(entry.bytes for entry in self.extra_files)
 
 
+class TilingEntry(BaseModel):
+    """How the predictor cuts a picture into inputs of the model; see `data.tiling`."""
+
+    model_config = _CONFIG
+
+    tile_size: int = Field(ge=1)
+    max_tiles: int = Field(ge=1)
+    """Not counting the thumbnail."""
+    thumbnail: bool = True
+    """Whether the whole picture follows its tiles, where there is more than one."""
+
+
 class Manifest(BaseModel):
     """All of `manifest.json`; `files` lists every file of the bundle except the manifest."""
 
@@ -125,6 +137,7 @@ class Manifest(BaseModel):
     schema_version: Literal[1] = 1
     model: ModelEntry
     preprocess: dict[str, Any]
+    tiling: TilingEntry | None = None
     parts: tuple[PartEntry, ...] = ()
     label_names: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()

@@ -30,9 +30,32 @@ WHOLE = "model"
 """The part's name in what is said of all parts together."""
 
 
+@dataclass(frozen=True)
+class WorstMask:
+    """The mask of one picture that agrees least with the reference's."""
+
+    picture: int
+    """Its place among the pictures that could be read."""
+    iou: float
+    reference: NDArray[np.bool_]
+    """(height, width)."""
+    own: NDArray[np.bool_]
+    """The artefact's, (height, width)."""
+
+
+@dataclass(frozen=True)
+class JudgedMasks:
+    """How close an artefact's masks are."""
+
+    rows: list[FidelityRow]
+    golden: Outputs
+    worst: list[WorstMask]
+    """One a picture, in their order."""
+
+
 def judge(
     target: str, reference: JoinedReference, outputs: Iterable[Outputs], preprocess: Preprocess
-) -> tuple[list[FidelityRow], Outputs]:
+) -> JudgedMasks:
     """Return how close an artefact's masks are to the reference's, and its golden outputs.
 
     Args:
@@ -43,11 +66,18 @@ def judge(
     """
     scores: list[_Scores] = []
     first: list[Outputs] = []
+    worst: list[WorstMask] = []
     for question, expected, own in zip(reference.asked, reference.shown, outputs, strict=True):
-        scores.append(_score(question, expected, own, preprocess))
+        same = shown_masks(own, question, preprocess, expected.choice)
+        score = _score(question, expected, (same, shown_masks(own, question, preprocess)))
+        row = int(np.argmin(score.iou))
+        worst.append(
+            WorstMask(len(scores), score.iou[row], expected.masks[row], same.masks[row].copy())
+        )
+        scores.append(score)
         if len(first) < GOLDEN_PICTURES:
             first.append(own)
-    return _rows(target, scores), golden_outputs(first)
+    return JudgedMasks(_rows(target, scores), golden_outputs(first), worst)
 
 
 def golden_rows(
@@ -60,7 +90,7 @@ def golden_rows(
     asked = asked_from_golden(inputs)
     expected, seen = (outputs_from_golden(one) for one in outputs)
     reference = reference_of(expected, asked, preprocess)
-    return judge(target, reference, seen, preprocess)[0]
+    return judge(target, reference, seen, preprocess).rows
 
 
 @dataclass(frozen=True)
@@ -75,9 +105,9 @@ class _Scores:
     """IoU of the reference's and of the artefact's mask with the known one; empty if unknown."""
 
 
-def _score(asked: Asked, expected: Shown, outputs: Outputs, preprocess: Preprocess) -> _Scores:
-    same = shown_masks(outputs, asked, preprocess, expected.choice)
-    own = shown_masks(outputs, asked, preprocess)
+def _score(asked: Asked, expected: Shown, found: tuple[Shown, Shown]) -> _Scores:
+    """Return the scores of one picture; `found` are masks of the reference's choice and its own."""
+    same, own = found
     pairs = list(zip(expected.masks, same.masks, strict=True))
     rows = np.arange(len(expected.choice))
     places = (rows, expected.choice)

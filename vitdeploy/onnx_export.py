@@ -25,6 +25,7 @@ from vitdeploy.graph.naming import name_nodes_
 from vitdeploy.graph.opset import opset_of, raised_opset
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, weights_bytes
 from vitdeploy.models.onnx_file import bind_input_, figures_of, read_onnx
+from vitdeploy.models.plain_attention import written_out_attention
 from vitdeploy.models.spec import ExportPart
 from vitdeploy.runner import Runner, TorchRunner
 
@@ -39,9 +40,13 @@ _KEEP_PRODUCTS = (
     "fuse_matmul_add_bias_into_gemm",
     "fuse_matmul_add_bias_into_gemm_batched",
     "fuse_transpose_into_gemm",
+    "fuse_qkv",
 )
 """onnxsim's passes that turn a Linear over tokens into Reshape, Gemm, Reshape: no runtime gains
-from it, and ONNX Runtime has no INT8 Gemm with a float bias."""
+from it, and ONNX Runtime has no INT8 Gemm with a float bias. And the one that joins the products
+of query, key and value but leaves their biases behind a Split, which no quantiser recognises."""
+MOST_ROUNDING = 1e-2
+"""More is no rounding, whatever torch's own: with it no fault of a graph would be seen."""
 BATCH = "batch"
 """The axis that `--batch` fixes; other named axes stay dynamic."""
 ONE_IMAGE_ABOVE_BYTES = 1_000_000_000
@@ -87,7 +92,7 @@ def onnx_from_part(part: ExportPart, images: np.ndarray, batch: int | str, opset
     # an axis of one would be taken for a constant
     example = example_feeds(part, images, fixed if fixed and part.example is None else 2)
     try:
-        with _quiet():
+        with _quiet(), written_out_attention():
             program = torch.onnx.export(
                 part.module,
                 tuple(torch.from_numpy(example[tensor.name]) for tensor in part.inputs),
@@ -181,8 +186,10 @@ def check_parity(
             expected = reference(feeds)
             row = _compare(part.name, batch, expected, runner(feeds))
             if not row.passed and part.module is not None:
+                _require_same(part, expected, reference(feeds))
                 own = _compare(part.name, batch, _in_float64(part, feeds), expected)
-                row = replace(row, tolerance=max(row.tolerance, ROUNDING_FACTOR * own.max_relative))
+                allowed = min(ROUNDING_FACTOR * own.max_relative, MOST_ROUNDING)
+                row = replace(row, tolerance=max(row.tolerance, allowed))
             rows.append(row)
     origin = "torch" if part.file is None else f"'{part.file.name}' itself"
     for row in rows:
@@ -194,6 +201,18 @@ def check_parity(
                 "try another --opset or --batch 1, and report the model."
             )
     return rows
+
+
+def _require_same(
+    part: ExportPart, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
+) -> None:
+    """Refuse a module that gives other outputs for the same inputs."""
+    if all(np.array_equal(value, second[name]) for name, value in first.items()):
+        return
+    raise ExportError(
+        f"part '{part.name}' gives other outputs each time it runs: it draws random numbers, as "
+        "masked training does, and no graph can be compared with it. Export a model without that."
+    )
 
 
 def parity_batches(part: ExportPart, batch: int | str) -> list[int]:
@@ -301,5 +320,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _last_line(error: Exception) -> str:
+    """Return the line that says what is wrong: the cause in the exporter's summary, or the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    causes = [line.partition(">: ")[2] for line in lines if line.startswith("<class '")]
+    shown = next(filter(None, [*causes, *reversed(lines)]), type(error).__name__)
+    return shown.rstrip(".")[:300]

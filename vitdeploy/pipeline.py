@@ -16,6 +16,7 @@ from vitdeploy.documents import (
     REFERENCE,
     Findings,
     assemble_report,
+    tiling_of,
     write_documents,
 )
 from vitdeploy.errors import UsageError
@@ -25,6 +26,7 @@ from vitdeploy.job import Job, Work, note_all
 from vitdeploy.measure import StageClock
 from vitdeploy.models import describe, load
 from vitdeploy.models.spec import LoadedModel, LoadOptions
+from vitdeploy.outliers import block_noise, outlier_rows
 from vitdeploy.output import require_free_output
 from vitdeploy.progress import Progress, SilentProgress
 from vitdeploy.recipe import PruneSection, Recipe, TargetName, recipe_from_dict
@@ -34,6 +36,7 @@ from vitdeploy.stages import (
     check_parts,
     export_parts,
     output_notes,
+    recognition_notes,
     remove_reference,
     time_artifacts,
     without_modules,
@@ -79,7 +82,7 @@ def run(
     with BundleWriter(folder, force=force) as writer:
         with work.stage("load"):
             loaded = load(load_options(recipe))
-            recipe = with_fixed_batch(recipe, loaded)
+            recipe = suited(recipe, loaded)
             work = replace(work, recipe=recipe)
             images = choose_sets(recipe, loaded)
         note_all(work, (*loaded.spec.notes, *images.notes))
@@ -106,6 +109,8 @@ def run(
         fidelity = [row for found in selected.values() for row in found.judged.rows]
         for item in compressed:
             writer.add_artifact(item.artifact)
+        with work.stage("outliers"):
+            noise, outliers = block_noise(compressed), outlier_rows(job, compressed)
         with work.stage("latency"):
             latency = time_artifacts(
                 work, targets, compressed, whole, images, apart=reference.is_slow
@@ -117,11 +122,21 @@ def run(
         _write_packages(job, selected, loaded, stamps_of(images, recipe))
         size = sum(part.bytes for part in whole)
         stages = work.clock.records
-        notes = list(smaller.notes)
+        notes = [*smaller.notes, *recognition_notes(exported)]
         notes += _target_notes(job, selected)
         untimed = {name: reason for name, t in targets.items() if (reason := t.untimed_reason())}
         findings = Findings(
-            compressed, size, fidelity, parity, latency, stages, notes, untimed=untimed
+            compressed,
+            size,
+            fidelity,
+            parity,
+            latency,
+            stages,
+            notes,
+            untimed=untimed,
+            worst_images=[row for found in selected.values() for row in found.judged.worst],
+            sensitivity=noise,
+            outliers=outliers,
         )
         report = assemble_report(recipe, loaded, description, images, findings)
         if not recipe.keep_reference:
@@ -287,6 +302,16 @@ def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if name in ("", ".", ".."):
         raise UsageError(f"no output name follows from '{recipe.model.source}'; give --output DIR.")
     return Path(f"{name}-{recipe.precision}")
+
+
+def suited(recipe: Recipe, loaded: LoadedModel) -> Recipe:
+    """Return the recipe as a loaded model allows it.
+
+    Raises:
+        UsageError: it asks for tiles, and the model answers for whole pictures.
+    """
+    tiling_of(recipe, loaded)
+    return with_fixed_batch(recipe, loaded)
 
 
 def with_fixed_batch(recipe: Recipe, loaded: LoadedModel) -> Recipe:

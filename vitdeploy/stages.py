@@ -25,6 +25,7 @@ from vitdeploy.documents import (
     Compressed,
     Measured,
 )
+from vitdeploy.graph.attention import recognise_attention
 from vitdeploy.graph.save import save_model
 from vitdeploy.image_sets import Chosen, Source
 from vitdeploy.job import ExportedPart, Job, Plan, Work, batch_of
@@ -160,6 +161,25 @@ def output_notes(job: Job, artifacts: Sequence[Artifact]) -> list[str]:
                 f"{artifact.target}, {artifact.part}: no {', '.join(lacking)}, whose size follows "
                 "from an input's values, which this engine cannot plan for; resize low_res_masks "
                 "(the predictor and vitdeploy.mask_resizing do)."
+            )
+    return notes
+
+
+def recognition_notes(exported: Sequence[ExportedPart]) -> list[str]:
+    """Return a line on each part with a softmax over tokens that is not recognised as attention."""
+    notes = []
+    for item in exported:
+        if keeps_float(item.part):
+            continue
+        ranks = {node.name: len(node.outputs[0].shape or ()) for node in item.model.graph}
+        found = recognise_attention(item.model)[1]
+        refused = [(name, reason) for name, reason in found if ranks[name] > 2]  # not over classes
+        if refused:
+            name, reason = refused[0]
+            notes.append(
+                f"{item.part.name}: {len(refused)} softmax nodes are not recognised as attention, "
+                f"such as '{name}' ({reason}); they stay in float, and nothing is folded across "
+                "them."
             )
     return notes
 

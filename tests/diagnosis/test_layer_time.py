@@ -57,6 +57,14 @@ def test_in_int8_the_engines_say_which_products_are(bundles: Path, feeds):
         assert time.int8_products_percent + time.float_products_percent <= 100.0001
 
 
+def test_every_int8_product_of_openvino_counts(bundles: Path, feeds):
+    """A FullyConnected whose output stays INT8 has a kind of its own there."""
+    (artifact,) = load_bundle(bundles / "int8").artifacts("openvino")
+    connected = [x for x in openvino.layer_times(artifact, feeds) if "FullyConnected" in x.kind]
+    assert len({layer.kind.split()[0] for layer in connected}) > 1
+    assert all(layer.is_product for layer in connected)
+
+
 def test_shares_are_of_the_sum_of_all_layers(bundles: Path, feeds, monkeypatch):
     layers = (
         LayerTime("fc", "FullyConnected i8", 1.0, is_product=True, is_int8=True),

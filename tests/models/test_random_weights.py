@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from vitdeploy.errors import ModelError
 from vitdeploy.models.random_weights import randomise_
 
 from .conftest import TINY_FASTVIT, TINY_SWIN, TINY_VIT
@@ -64,3 +65,16 @@ def test_batchnorm_statistics_are_those_of_images():
         model(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(9)))
     # the statistics fit: normalised activations are of order one, neither vanished nor exploded
     assert 0.05 < float(outputs[0].std()) < 20
+
+
+def test_a_size_that_the_model_cannot_take_is_refused():
+    class OneSize(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.norm(images) + torch.ones(1, 1, 7, 7)
+
+    with pytest.raises(ModelError, match="does not run on an input of 32x32 pixels"):
+        randomise_(OneSize(), 0, 32)

@@ -1,18 +1,37 @@
-"""Bundles of a tiny Segment Anything with known weights, written as a run writes them."""
+"""Bundles of a tiny classifier and a tiny Segment Anything, written as a run writes them."""
 
 from pathlib import Path
 
 import onnx_ir as ir
 
+from tests.conftest import tiny_vit_graph
 from tests.models.segment_anything.publisher import Weights
 from tests.models.segment_anything.tiny import smooth_pictures, write_publisher
 from vitdeploy.bundle import BundleWriter
+from vitdeploy.data import Preprocess
 from vitdeploy.graph.computed_sizes import without_computed_outputs
 from vitdeploy.manifest import Manifest, ModelEntry
 from vitdeploy.models import LoadOptions, load
 from vitdeploy.models.spec import LoadedModel
 from vitdeploy.onnx_export import onnx_from_part
 from vitdeploy.targets import BuildRequest, load_target
+
+PREPROCESS = Preprocess((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=0.8)
+"""Of the tiny classifier."""
+
+
+def write_classifier_bundle(path: Path) -> Path:
+    """Write the bundle `path` of `tiny_vit_graph` for two targets, its classes a to e."""
+    with BundleWriter(path) as writer:
+        for target in ("onnx", "openvino"):
+            folder = writer.add_file(f"{target}/any").parent
+            writer.add_artifact(_built(target, "model", tiny_vit_graph(), folder))
+        entry = ModelEntry(
+            name="tiny", family="vit", source="any", task="classification", weights="random"
+        )
+        labels = tuple("abcde")
+        writer.describe(Manifest(model=entry, preprocess=PREPROCESS.to_dict(), label_names=labels))
+    return path
 
 
 def write_sam_bundle(path: Path, targets: tuple[str, ...] = ("onnx",)) -> tuple[Path, Weights]:

@@ -1,4 +1,4 @@
-"""One tiny Segment Anything bundle for all tests of this package."""
+"""One bundle of a tiny classifier, one of a tiny Segment Anything, for all tests here."""
 
 from pathlib import Path
 
@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from tests.models.segment_anything.publisher import Weights
-from tests.predictor.bundles import write_sam_bundle
+from tests.predictor.bundles import write_classifier_bundle, write_sam_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory) -> Path:
+    """A classifier for ONNX Runtime and OpenVINO."""
+    return write_classifier_bundle(tmp_path_factory.mktemp("classifier") / "bundle")
 
 
 @pytest.fixture(scope="session")

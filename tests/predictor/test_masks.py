@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from tests.models.segment_anything.tiny import SIZE
 from vitdeploy.bundle import load_bundle
 from vitdeploy.data import Preprocess, prepare
 from vitdeploy.errors import DataError, UsageError
-from vitdeploy.predictor import MaskPredictor, Predictor
+from vitdeploy.predictor import MaskPredictor, Predictor, load
 from vitdeploy.predictor import masks as masks_module
 from vitdeploy.prompts import Prompt
 
@@ -225,3 +228,40 @@ def test_half_a_model_is_refused(sam, tmp_path):
     file.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="has no part 'image_encoder'; export it again"):
         vitdeploy.load(tmp_path / "half")
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_threads_may_prompt_one_picture_together(sam, picture: Path, target: str):
+    points = [(10.0 + 12 * number, 8.0 + 9 * number) for number in range(12)]
+    with MaskPredictor(sam[0], target, threads=1) as predictor:
+        predictor.set_image(picture)
+        alone = [predictor.predict([point]) for point in points]
+        with ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(lambda point: predictor.predict([point]), points * 3))
+    for number, found in enumerate(together):
+        expected = alone[number % len(points)]
+        # the same engine on the same arrays: to the bit
+        np.testing.assert_array_equal(found.low_res_logits, expected.low_res_logits)
+        np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+def test_a_closed_mask_predictor_says_so(sam, picture: Path):
+    predictor = MaskPredictor(sam[0])
+    predictor.set_image(picture)
+    predictor.close()
+    predictor.close()
+    with pytest.raises(UsageError, match="closed; open the bundle again"):
+        predictor.predict([(5, 5)])
+    with pytest.raises(UsageError, match="closed"):
+        predictor.set_image(picture)
+
+
+def test_warming_up_keeps_the_picture(sam, picture: Path):
+    with load(sam[0], warm_up=True) as predictor:
+        with pytest.raises(UsageError, match="no picture is set"):
+            predictor.predict([(5, 5)])
+        before = predictor.set_image(picture).predict([(50, 60)])
+        predictor.warm_up()
+        assert predictor.picture_size == (140, 211)
+        after = predictor.predict([(50, 60)])
+    np.testing.assert_array_equal(after.low_res_logits, before.low_res_logits)

@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tests.report.pictures import pictured_sample, profiled_sample
 from tests.report.samples import failing_sample, sample, two_part_sample
 from vitdeploy.report import WRITERS
 from vitdeploy.report import html as html_writer
 
-VOID = {"meta", "rect", "circle", "path"}
+VOID = {"meta", "rect", "circle", "path", "img"}
 
 
 class Page(HTMLParser):
@@ -48,17 +49,44 @@ def page(report):
     return Page(WRITERS["html"].render(report))
 
 
-@pytest.mark.parametrize("make", [sample, failing_sample, two_part_sample])
+def pictured_masks():
+    return pictured_sample(masks=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [sample, failing_sample, two_part_sample, pictured_sample, pictured_masks, profiled_sample],
+)
 def test_it_needs_nothing_outside_itself(make):
     text = WRITERS["html"].render(make())
-    names = {name for name, _ in Page(text).attributes}
-    assert not names & {"src", "href", "srcset", "data", "action", "onload", "onclick", "style"}
-    assert not {"script", "link", "img", "iframe", "object"} & set(Page(text).tags)
-    assert "url(" not in text
+    found = Page(text)
+    names = {name for name, _ in found.attributes}
+    assert not names & {"srcset", "data", "action", "onload", "onclick"}
+    assert not {"script", "link", "iframe", "object", "image"} & set(found.tags)
+    for name, value in found.attributes:
+        if name == "src":
+            assert value.startswith("data:image/jpeg;base64,")
+        elif name in {"href", "xlink:href"}:
+            assert value.startswith("#")  # within the page
+    assert text.count("url(") == text.count("url(#")
     assert "@import" not in text
     assert "http://" not in text
     assert "https://" not in text
     assert "default-src 'none'" in text
+    assert len(text) < 3e6
+
+
+def test_identifiers_are_unique_and_found():
+    found = Page(WRITERS["html"].render(pictured_sample()))
+    names = [value for name, value in found.attributes if name == "id"]
+    assert len(names) == len(set(names)) > 20
+    used = {value[1:] for name, value in found.attributes if name == "href"}
+    used |= {v[5:-1] for name, v in found.attributes if name == "clip-path"}
+    assert used <= set(names)
+
+
+def test_equal_reports_are_equal_pages():
+    assert WRITERS["html"].render(pictured_sample()) == WRITERS["html"].render(pictured_sample())
 
 
 def test_values_are_escaped():
@@ -73,8 +101,10 @@ def test_the_verdict_leads():
     assert "Passed: all 3 gates" in page(sample()).text
     text = page(failing_sample()).text
     assert "Failed: 2 of 3 gates" in text
-    assert "min_speedup:onnx : 0.77 (limit 1.5)" in text
-    assert "min_speedup:openvino : the engine cannot run on this machine" in text
+    assert "Do not ship" in text
+    assert text.index("Do not ship") < text.index("Fidelity")
+    assert "Speed-up on ONNX Runtime: 0.77×, at least 1.5×" in text
+    assert "not measured, at least 1.5× (the engine cannot run on this machine" in text
     assert "No gates were set" in page(two_part_sample()).text
 
 
@@ -148,3 +178,42 @@ def test_pictures_have_words():
     assert 'aria-label="OpenVINO: p50 0.48 ms, p90 0.55 ms"' in text
     assert "prefers-color-scheme: dark" in text
     assert '<html lang="en">' in text
+
+
+def test_charts_follow_the_page_and_are_said_in_words():
+    text = WRITERS["html"].render(pictured_sample())
+    charts = re.findall(r'<svg class="chart" role="img" aria-label="([^"]*)"', text)
+    assert charts == [
+        "Distribution of model, batch 1",
+        "Top-1",
+        "INT8 error by block of model",
+        "Outliers before and after folding, ONNX Runtime, model",
+    ]
+    for sentinel in ("#010101", "#0a0101"):
+        assert sentinel not in text
+    assert "fill: var(--series-1)" in text
+    assert "DejaVu" not in text
+
+
+def test_worst_images_show_what_flipped():
+    text = page(pictured_sample()).text
+    assert "4 flipped" in text
+    assert "1 → 3 image-001.png · label 1 · Cosine 0.85" in text
+    assert "The 4 masks that agree least" in page(pictured_masks()).text
+    assert Page(WRITERS["html"].render(pictured_masks())).tags.count("img") == 2 * 4 * 2
+
+
+def test_it_says_how_to_do_it_again():
+    text = page(sample()).text
+    assert "vitdeploy run recipe.yaml --output again" in text
+    assert "pip install vitdeploy==0.1.0" in text
+
+
+def test_a_profile_has_its_ratios_costs_and_roofline():
+    text = page(profiled_sample()).text
+    assert "2.000× 1.920 to 2.080" in text
+    assert "Loading and memory" in text
+    assert "How far from the limit" in text
+    assert "b:onnx, model: 40 %" in text  # the roofline's legend
+    assert "BF16, INT8 0.84 TOPS" in text
+    assert "Ship" not in text  # nobody asked

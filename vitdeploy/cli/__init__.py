@@ -10,19 +10,22 @@ from typing import Annotated, cast
 
 import typer
 
+from vitdeploy.cli.advise import advise
 from vitdeploy.cli.build import build
 from vitdeploy.cli.check import check
 from vitdeploy.cli.diagnose import diagnose
 from vitdeploy.cli.distill import distill
+from vitdeploy.cli.doctor import doctor
 from vitdeploy.cli.export import export
-from vitdeploy.cli.inspect import doctor, inspect, models
+from vitdeploy.cli.inspect import inspect, models
 from vitdeploy.cli.lint import lint
+from vitdeploy.cli.plan import plan
 from vitdeploy.cli.predict import predict
 from vitdeploy.cli.profile import profile
 from vitdeploy.cli.prune import prune
 from vitdeploy.cli.quantize import quantize
 from vitdeploy.cli.report import report_diff, report_show
-from vitdeploy.cli.run import plan, run
+from vitdeploy.cli.run import run
 from vitdeploy.errors import EXIT_INTERRUPTED, UsageError, VitdeployError
 from vitdeploy.version import __version__
 
@@ -73,6 +76,7 @@ COMMANDS = (
     distill,
     check,
     build,
+    advise,
     profile,
     diagnose,
     lint,

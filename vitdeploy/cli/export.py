@@ -29,6 +29,7 @@ from vitdeploy.cli.options import (
     SearchSeconds,
     Seed,
     Targets,
+    Tiles,
     TrtVersion,
     int4_section,
     one_precision,
@@ -76,6 +77,7 @@ def export(
     opset: Opset = None,
     trt_version: TrtVersion = None,
     outputs: Outputs = None,
+    tiles: Tiles = None,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Gate: FP32 reference's median latency / artefact's.")
@@ -120,6 +122,7 @@ def export(
         "export": {
             "batch": int(batch) if batch.isdecimal() else batch,
             "opset": opset,
+            "tiles": tiles,
             "trt_version": trt_version_or_default(trt_version, chosen),
         },
         "gates": {

@@ -10,17 +10,33 @@ from vitdeploy.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+Summary = Annotated[
+    Path | None,
+    typer.Option(help="Append a few lines of Markdown, as to $GITHUB_STEP_SUMMARY."),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Bundle folder.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Alias, timm:NAME, hf:REPO, or a model folder.")
 ]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights file in timm's format.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights file, in timm's key layout or its publisher's.")
+]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Seeded random weights; stamped in the report.")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")]
-Outputs = Annotated[str | None, typer.Option(help="logits or features.")]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        help="logits, features, cls, patch, pooled, mean, pyramid, attention, pixel-shuffle-K; "
+        "several with commas."
+    ),
+]
+Tiles = Annotated[
+    int | None,
+    typer.Option(help="Most tiles that `predict` cuts a picture into, of an encoder; 2 to 64."),
+]
 Calib = Annotated[
     str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
 ]

@@ -23,6 +23,7 @@ SHARED_MODULES = (
     "rounding",
     "sampling",
     "bias",
+    "block_error",
     "attention_int8",
     "budget",
 )

@@ -1,9 +1,8 @@
 """Strength by measurement: how each activation is folded and clipped before it becomes INT8.
 
 For every activation a handful of folds and ranges is tried on calibration images, in the target's
-own scheme, inside the graph; the one whose rounding does least harm behind the weights is kept.
-Judged at the output of the block instead, 2 to 4 of the 13 folds of vit-digits change, for 0.2 to
-0.6 dB at 57 dB and three runs of its block for each fold.
+own scheme, inside the graph. The harm behind the weights ranks them all; the best are computed up
+to the output of their block, and the one that changes it least is kept.
 What is quantised at all is decided in `int8`.
 """
 
@@ -14,6 +13,7 @@ from itertools import takewhile
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.compress.block_error import Candidate, Rounding, collect_block_errors
 from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import (
     Batches,
@@ -47,6 +47,8 @@ SEARCH_TOKENS = 8192
 """Tokens after which error sums have settled, at the activation that has fewest an image (on
 FastViT, 16 images instead of 64 cost 3.4 dB); 16 images are read in any case."""
 _LEAST_IMAGES = 16
+_BLOCK_IMAGES = 32
+"""Images on which the best folds are judged at their block's output."""
 _BUDGET_SHARE = 0.5
 _IMAGE_COST = 3.0
 """What an image costs the search, in passes of the FP32 graph."""
@@ -128,7 +130,9 @@ def search(given: SearchInput) -> Found:
     batches = limited(given.batches, _images_needed(given), is_over)
     errors = collect_range_errors(given.model, listed, given.request.scheme, batches)
     costs = _costs(given.sites, grid, errors)
-    chosen = {group.name: _best(group, options[group.name], costs, given) for group in groups}
+    harm = {group.name: _harm(group, options[group.name], costs, given) for group in groups}
+    harm |= _harm_to_blocks(given, groups, options, grid, costs)
+    chosen = {g.name: options[g.name][int(np.argmin(harm[g.name]))] for g in groups}
     clips = _best_clips(given, groups, options, chosen, costs, ratios)
     labels = {name: strength.label for name, strength in chosen.items()}
     choices = Int8Choices(strengths=labels, clips=clips)
@@ -267,19 +271,65 @@ def _costs(
     }
 
 
-def _best(
+def _harm(
     group: FoldGroup,
     options: Sequence[Strength],
     costs: Mapping[str, np.ndarray],
     given: SearchInput,
-) -> Strength:
-    activations = {str(reader.site.activation.name) for reader in group.readers}
-    totals = [
-        sum(float(costs[name][number].min()) for name in sorted(activations))
-        + weight_error(group, strength, given.statistics, given.request.scheme)
-        for number, strength in enumerate(options)
-    ]
-    return options[int(np.argmin(totals))]
+) -> np.ndarray:
+    """Return (options,) the squared error that each adds at the outputs of the group's products."""
+    activations = sorted({str(reader.site.activation.name) for reader in group.readers})
+    return np.asarray(
+        [
+            sum(float(costs[name][number].min()) for name in activations)
+            + weight_error(group, strength, given.statistics, given.request.scheme)
+            for number, strength in enumerate(options)
+        ]
+    )
+
+
+def _harm_to_blocks(
+    given: SearchInput,
+    groups: Sequence[FoldGroup],
+    options: Mapping[str, Sequence[Strength]],
+    grid: Mapping[Probe, Sequence[Sequence[RangeCandidate]]],
+    costs: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return by group (options,) the squared error at its block's output, where that can be told.
+
+    Each option is clipped as does least harm to its products.
+    """
+    budget = given.request.budget
+    several = [group for group in groups if len(options[group.name]) > 1]
+    rows = {probe.value_name: rows for probe, rows in grid.items()}
+    candidates = {
+        group: [
+            Candidate(strength, _clipped(group, number, rows, costs))
+            for number, strength in enumerate(options[group.name])
+        ]
+        for group in several
+    }
+    passes = 1 + max((len(listed) for listed in candidates.values()), default=0)
+    seconds = passes * (budget.image_seconds * budget.batch_images + budget.build_seconds)
+    if not several or not budget.affords(seconds, "measuring folds at their block's output"):
+        return {}
+    batches = limited(given.batches, _BLOCK_IMAGES, budget.until(_BUDGET_SHARE))
+    rounding = Rounding(
+        given.request.scheme, given.statistics, given.request.options.bias_correction
+    )
+    return collect_block_errors(given.model, candidates, rounding, batches)
+
+
+def _clipped(
+    group: FoldGroup,
+    number: int,
+    rows: Mapping[str, Sequence[Sequence[RangeCandidate]]],
+    costs: Mapping[str, np.ndarray],
+) -> dict[str, ActivationRange]:
+    names = {str(reader.site.activation.name) for reader in group.readers}
+    return {
+        name: rows[name][number][int(np.argmin(costs[name][number]))].interval for name in names
+    }
 
 
 def _best_clips(

@@ -16,6 +16,7 @@ from vitdeploy.data.image_set import (
 from vitdeploy.data.packaged import packaged_path, packaged_set
 from vitdeploy.data.pictures import Picture, render
 from vitdeploy.data.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess, prepare
+from vitdeploy.data.tiling import Tiling
 
 __all__ = [
     "CROP_MODES",
@@ -25,6 +26,7 @@ __all__ = [
     "ImageSet",
     "Picture",
     "Preprocess",
+    "Tiling",
     "Unreadable",
     "load_batches",
     "open_image",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vitdeploy.report.schema import Name, Row
+from vitdeploy.report.row import Name, Row
 
 NO_ERROR_DB = 200.0
 """Stands for no error at all."""

@@ -34,7 +34,10 @@ def normalise_storage_(model: ir.Model) -> None:
     ir_passes.RemoveInitializersFromInputsPass()(model)
     fold_constants_(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    ir_passes.IdentityEliminationPass()(model)
+    # not by IdentityEliminationPass (onnx_ir 1.1), which makes two outputs of one value into one
+    for node in list(model.graph):
+        if node.op_type == "Identity" and node.inputs[0] is not None:
+            replace_(model.graph, node.outputs[0], node.inputs[0])
     remove_dead_(model.graph)
 
 

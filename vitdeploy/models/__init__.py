@@ -92,6 +92,8 @@ _MODEL_TYPES: Mapping[str, str] = types.MappingProxyType(
     {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}
 )
 """Families of models in transformers' layout, by model_type; all others are `transformers`."""
+_PROMPTED = ("sam", "sam2", "mobile_sam")
+"""Families whose outputs are not to be chosen."""
 _UNSUPPORTED = (
     *("edge-sam", "edgesam", "efficient-sam", "efficientsam", "efficientvit-sam", "fast-sam"),
     *("fastsam", "nanosam", "sam-hq", "sam3", "slimsam", "tinysam"),
@@ -166,6 +168,16 @@ def load(options: LoadOptions) -> LoadedModel:
     reference = resolve(options.source)
     if reference.kind == "hf" and reference.family == "transformers":
         reference = _hub_layout(reference)
+    if options.outputs is not None and reference.family in _PROMPTED:
+        raise UsageError(
+            f"--outputs {options.outputs}: '{options.source}' segments what is pointed at, and its "
+            "parts always return image_embeddings and masks. Leave --outputs away."
+        )
+    if options.weightless and reference.family in _PROMPTED:
+        raise UnsupportedError(
+            f"'{options.source}': figures from shapes alone are not to be had for models that "
+            "segment what is pointed at; `vitdeploy inspect` loads one and describes it."
+        )
     return FAMILIES[reference.family].load(reference, options)
 
 

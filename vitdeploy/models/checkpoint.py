@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from vitdeploy.errors import ModelError
+from vitdeploy.models.torchscript_archive import is_torchscript, tensors_from_torchscript
 
 StateDict = dict[str, torch.Tensor]
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 _PREFIXES = ("_orig_mod.", "module.", "model.")
 _SHOWN = 10
 
@@ -50,8 +51,9 @@ def find_weights(folder: Path) -> Path:
 def read_state_dict(path: Path) -> StateDict:
     """Return the tensors of a checkpoint by name, on the CPU, wrappers and prefixes removed.
 
-    Reads .safetensors, or a torch file with `weights_only=True`: a plain state dict, or one under
-    `state_dict`, `model` or their `_ema` forms (which are preferred, as timm does).
+    Reads .safetensors, a TorchScript archive (its tensors alone), or a torch file with
+    `weights_only=True`: a plain state dict, or one under `state_dict`, `model`, `module` or their
+    `_ema` forms (which are preferred, as timm does).
 
     Raises:
         ModelError: missing, a folder, truncated, not a checkpoint, or it holds code.
@@ -65,7 +67,12 @@ def read_state_dict(path: Path) -> StateDict:
         raise ModelError(
             f"checkpoint '{path}' does not exist. Check the path given to --checkpoint."
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    elif is_torchscript(path):
+        content = tensors_from_torchscript(path)
+    else:
+        content = _read_torch(path)
     weights = _unwrap(content)
     others = [key for key, value in weights.items() if not isinstance(value, torch.Tensor)]
     if not weights or others:

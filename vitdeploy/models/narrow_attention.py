@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+from torch.nn import functional
+from torch.nn.functional import linear, normalize
 
 _MAX_LOGIT_SCALE = math.log(1.0 / 0.01)
 
@@ -69,7 +70,7 @@ def _fastvit(self: Any, x: torch.Tensor) -> torch.Tensor:
     tokens = x.flatten(2).transpose(-2, -1)
     packed = self.qkv(tokens).reshape(shape[0], -1, 3, self.num_heads, self.head_dim)
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    x = scaled_dot_product_attention(q, k, v, dropout_p=_dropout(self))
+    x = functional.scaled_dot_product_attention(q, k, v, dropout_p=_dropout(self))
     return _merged(self, x).transpose(-2, -1).reshape(shape)
 
 
@@ -82,7 +83,7 @@ def _beit(
     if self.relative_position_bias_table is not None:
         own = self._get_rel_pos_bias()
         bias = own if bias is None else own + bias
-    x = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=_dropout(self))
+    x = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=_dropout(self))
     return _merged(self, x)
 
 
@@ -117,7 +118,7 @@ def _eva(
             ).type_as(v)
             for part in (q, k)
         )
-    x = scaled_dot_product_attention(
+    x = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=attn_mask, dropout_p=_dropout(self), is_causal=is_causal
     )
     return _merged(self, x)

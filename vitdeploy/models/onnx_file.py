@@ -236,6 +236,11 @@ def _task(options: LoadOptions, outputs: tuple[TensorSpec, ...], shown: str) -> 
             f"'{shown}' has no output that could be logits: {names}. An output named 'logits' or "
             "a single one of two axes is; leave --outputs away."
         )
+    if options.outputs not in (None, "logits", "features"):
+        raise UsageError(
+            f"--outputs {options.outputs}: '{shown}' is an ONNX file, which returns what it was "
+            f"exported with: {', '.join(ranks)}. Leave --outputs away, or export the model again."
+        )
     if options.outputs == "features" and "logits" in ranks:
         raise UsageError(
             f"'{shown}' has an output named 'logits', so it is a classifier; leave --outputs away."

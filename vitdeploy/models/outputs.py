@@ -2,7 +2,8 @@
 
 Classifiers return `logits` (N, classes). Image encoders return `last_hidden_state`
 (N, tokens, C), after the model's last norm, and `pooler_output` (N, C), what a classifier would
-read. A feature map becomes tokens row by row, the top left first.
+read. A feature map becomes tokens row by row, the top left first. Other outputs are
+`selected_outputs`'.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from vitdeploy.errors import UsageError
+from vitdeploy.models.selected_outputs import SelectedOutputs
 from vitdeploy.models.spec import (
     ExportPart,
     LoadedModel,
@@ -74,10 +76,10 @@ def choose_outputs(wanted: Outputs | None, name: str, *, has_classifier: bool) -
     Raises:
         UsageError: logits of a model without a classifier.
     """
-    if wanted == "logits" and not has_classifier:
+    if "logits" in (wanted or "").split(",") and not has_classifier:
         raise UsageError(
-            f"--outputs logits: {name} has no classifier. Leave it out, or use --outputs features "
-            f"({', '.join(FEATURE_NAMES)})."
+            f"--outputs {wanted}: {name} has no classifier. Leave it out, or use --outputs "
+            f"features ({', '.join(FEATURE_NAMES)})."
         )
     return wanted or ("logits" if has_classifier else "features")
 
@@ -89,6 +91,8 @@ def library_model(module: nn.Module) -> tuple[nn.Module, str]:
     """
     if isinstance(module, (TimmFeatures, TransformersOutputs)):
         return module.model, "model."
+    if isinstance(module, SelectedOutputs):
+        return module.model, "encoder.model."
     return module, ""
 
 

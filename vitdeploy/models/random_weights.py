@@ -9,9 +9,15 @@ import math
 import torch
 from torch import nn
 
+from vitdeploy.errors import ModelError
+
 _LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "lambda1")
 _NEAR_ZERO = 1e-4
-_BATCH = 4
+_IMAGES = 16
+"""Behind the statistics of BatchNorm. Attention averages over an image, so that it is images that
+vary: with 4, LeViT's logits for other images have a standard deviation of 77, with 16 of 5."""
+_MOST_PIXELS = 4 * 1024 * 1024
+"""Of all these images together."""
 
 
 def randomise_(model: nn.Module, seed: int, image_size: int) -> None:
@@ -19,7 +25,10 @@ def randomise_(model: nn.Module, seed: int, image_size: int) -> None:
 
     Linear and convolution weights get standard deviation 1/sqrt(fan in); norms stay near the
     identity; LayerScale is 1; other parameters keep the initialisation of their library unless
-    they are zero. BatchNorm statistics are those of four rendered inputs.
+    they are zero. BatchNorm statistics are those of rendered inputs.
+
+    Raises:
+        ModelError: the model does not run at this size.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -60,15 +69,18 @@ def _fill_normal_(tensor: torch.Tensor, std: float, generator: torch.Generator) 
 
 
 def _rendered_input(image_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Return (4, 3, H, W) float32 inputs of unit variance, spectrum between photograph and noise.
+    """Return (N, 3, H, W) float32 inputs of unit variance, spectrum between photograph and noise.
+
+    N is 16, or fewer of large images.
 
     Each octave has 0.7 of the amplitude of the one before. With the 0.5 of photographs, hard
     edges would leave the range that BatchNorm has seen, and activations would grow layer by layer.
     """
     size = (image_size, image_size)
-    images = torch.zeros(_BATCH, 3, *size)
+    count = max(4, min(_IMAGES, _MOST_PIXELS // image_size**2))
+    images = torch.zeros(count, 3, *size)
     for octave in range(2, max(3, int(math.log2(image_size)) + 1)):
-        cells = torch.randn(_BATCH, 3, 2**octave, 2**octave, generator=generator)
+        cells = torch.randn(count, 3, 2**octave, 2**octave, generator=generator)
         images += nn.functional.interpolate(cells, size=size, mode="bicubic") * 0.7**octave
     return images / images.std()
 
@@ -88,7 +100,14 @@ def _fill_statistics_(model: nn.Module, images: torch.Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # plain average
         norm.train()
-    model(images)
+    try:
+        model(images)
+    except (RuntimeError, ValueError, AssertionError) as e:
+        size = f"{images.shape[2]}x{images.shape[3]}"
+        raise ModelError(
+            f"the model does not run on an input of {size} pixels: {str(e).rstrip('.')}. "
+            "Choose another --image-size, or leave it out."
+        ) from e
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -17,7 +17,8 @@ from vitdeploy.models.pruning_record import PruningRecord
 from vitdeploy.recipe import PreprocessSection
 
 Task = Literal["classification", "features", "segmentation"]
-Outputs = Literal["logits", "features"]
+Outputs = str
+"""Kinds of outputs, separated by commas; see `recipe.names.canonical_outputs`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class LoadOptions:
     """Of an `.onnx` file; all other models bring their own."""
     batch: int | None = None
     """The fixed batch an `.onnx` file is wanted at; None is the file's own, or dynamic."""
+    weightless: bool = False
+    """Build the structure alone, on torch's meta device, which needs next to no memory and no
+    weights: for figures that follow from shapes."""
     single_mask: bool = False
     """Of a model that segments by prompts: choose one mask a prompt, instead of returning all."""
 
@@ -64,7 +68,10 @@ class ModelSpec:
     task: Task
     preprocess: Preprocess
     label_names: tuple[str, ...] = ()
-    weights: Literal["pretrained", "checkpoint", "random", "packaged", "unknown"] = "pretrained"
+    weights: Literal["pretrained", "checkpoint", "random", "packaged", "unknown", "none"] = (
+        "pretrained"
+    )
+    """`none` is a structure without values, which can be described and not run."""
     calibration_set: PackagedName = "photos"
     """The packaged image set that fits the task: `digits`, `photos` or `scenes`."""
     notes: tuple[str, ...] = ()

@@ -15,8 +15,14 @@ from vitdeploy.models.mlp_sites import rows_of
 from vitdeploy.models.narrow_attention import allow_narrow_
 from vitdeploy.models.spec import AttentionSite, MlpSite
 
-_HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_kv_heads", "num_key_value_heads")
-_WIDTHS = ("attn_dim", "kv_dim", "all_head_size")
+_HEAD_COUNTS = (
+    "num_heads",
+    "heads",
+    "num_attention_heads",
+    "num_kv_heads",
+    "num_key_value_heads",
+)
+_WIDTHS = ("attn_dim", "kv_dim", "all_head_size", "dim_out", "hidden_size_output")
 _BIASES = ("q_bias", "k_bias", "v_bias")
 # Axis that has an entry per head.
 _PER_HEAD_AXIS = {"relative_position_bias_table": 1, "logit_scale": 0, "weight": 0}

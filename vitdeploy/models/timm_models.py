@@ -4,9 +4,7 @@ A family adds what timm does not know of it: which sizes it takes, and how it is
 export (`TimmAdapter`).
 """
 
-import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +42,19 @@ def load_timm(reference: Reference, options: LoadOptions, adapter: TimmAdapter) 
         UsageError: logits of a model without a classifier; two sources of weights.
         UnsupportedError: the input is not a square RGB image.
     """
+    import torch
+
+    from vitdeploy.models.encoders import select_outputs
     from vitdeploy.models.outputs import FEATURE_NAMES, TimmFeatures, choose_outputs, loaded_model
+    from vitdeploy.models.publishers import is_reparameterised
 
     if options.checkpoint is not None and options.random_weights:
         raise UsageError("--checkpoint and --random-weights exclude each other; give one.")
     model, native_size, weights, arguments = _filled_model(reference, options, adapter)
     config = model.pretrained_cfg
     size = options.image_size or native_size
-    outputs = choose_outputs(
-        options.outputs, reference.name, has_classifier=getattr(model, "num_classes", 0) > 0
-    )
+    has_classifier = getattr(model, "num_classes", 0) > 0
+    outputs = choose_outputs(options.outputs, reference.name, has_classifier=has_classifier)
     tag = config.get("tag")
     pinned = f".{tag}" if weights == "pretrained" and tag and "." not in reference.value else ""
     spec = ModelSpec(
@@ -69,15 +70,22 @@ def load_timm(reference: Reference, options: LoadOptions, adapter: TimmAdapter) 
     )
     keys = set(model.state_dict())
     pruning = _pruning(reference)
+    if is_reparameterised(keys):  # by the file, which was published so
+        pruning = dataclasses.replace(pruning, reparameterised=True)
     module = model.float().eval()
     if not pruning.reparameterised:  # which cannot be done twice
-        module = adapter.finish(module)
+        with torch.device("meta" if options.weightless else "cpu"):
+            module = adapter.finish(module)
     if set(module.state_dict()) != keys:
         pruning = dataclasses.replace(pruning, reparameterised=True)
     rebuild = Rebuild("timm", arguments, pruning)
     if outputs == "features":
         return loaded_model(spec, TimmFeatures(module), FEATURE_NAMES, rebuild)
-    return loaded_model(spec, module, ("logits",), rebuild)
+    if outputs == "logits":
+        return loaded_model(spec, module, ("logits",), rebuild)
+    kinds, name = tuple(outputs.split(",")), reference.shown_name
+    selected, names = select_outputs(module, kinds, size, name, has_classifier=has_classifier)
+    return loaded_model(spec, selected, names, rebuild)
 
 
 def size_notes(native_size: int, size: int, effect: str) -> tuple[str, ...]:
@@ -119,7 +127,7 @@ def _filled_model(
     name = f"hf-hub:{reference.value}" if reference.kind == "hf" else reference.value
     if reference.folder is not None:
         name = f"local-dir:{reference.folder}"
-    model = _built(name, {}, options.seed, reference)
+    model = _built(name, {}, options, reference)
     native_size = _square_size(model, reference)
     arguments: dict[str, Any] = {}
     if options.image_size is not None and options.image_size != native_size:
@@ -127,8 +135,10 @@ def _filled_model(
     if getattr(model, "dynamic_img_size", False):  # would resample positions at every inference
         arguments = {"img_size": options.image_size or native_size, "dynamic_img_size": False}
     if arguments:
-        model = _built(name, arguments, options.seed, reference)
+        model = _built(name, arguments, options, reference)
     all_arguments = {**_folder_config(reference).get("model_args", {}), **arguments}
+    if options.weightless:
+        return model, native_size, "none", all_arguments
     if options.random_weights:
         from vitdeploy.models.random_weights import randomise_
 
@@ -138,11 +148,13 @@ def _filled_model(
     if file is None and reference.folder is None:
         model = _pretrained(name, arguments, reference)
         return model, native_size, "pretrained", all_arguments
+    from vitdeploy.models.publishers import fill_from_file_
+
     if file is None:
         from vitdeploy.models.checkpoint import find_weights
 
         file = find_weights(Path(str(reference.folder)))
-    _fill_from_file_(model, file, resample=options.image_size is not None)
+    fill_from_file_(model, file, resample=options.image_size is not None)
     packaged = reference.kind == "packaged" and options.checkpoint is None
     return model, native_size, "packaged" if packaged else "checkpoint", all_arguments
 
@@ -157,7 +169,9 @@ def _pruning(reference: Reference) -> PruningRecord:
     return record_from_config(_folder_config(reference)) or PruningRecord()
 
 
-def _built(name: str, arguments: Mapping[str, Any], seed: int, reference: Reference) -> Any:
+def _built(
+    name: str, arguments: Mapping[str, Any], options: LoadOptions, reference: Reference
+) -> Any:
     """Return the model with its library's seeded initialisation, pruned where its folder says."""
     import timm
     import torch
@@ -166,8 +180,13 @@ def _built(name: str, arguments: Mapping[str, Any], seed: int, reference: Refere
 
     access = hub_access(reference.source) if reference.kind == "hf" else quiet_libraries()
     try:
-        with access, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with (
+            access,
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta" if options.weightless else "cpu"),
+            torch.no_grad(),
+        ):
+            torch.manual_seed(options.seed)
             model = timm.create_model(name, pretrained=False, **arguments)
     except (*_BUILD_ERRORS, OSError) as e:
         raise ModelError(
@@ -208,42 +227,6 @@ def _pretrained(name: str, arguments: Mapping[str, Any], reference: Reference) -
         ) from e
     check_finite(model.state_dict(), reference.name)
     return model
-
-
-def _fill_from_file_(model: Any, file: Path, *, resample: bool) -> None:
-    """Load `file` through the conversion timm has for this architecture.
-
-    The conversion also resamples what depends on sizes. That is refused for patches, which are
-    another architecture, and for positions unless `resample` (an image size was asked for).
-
-    Raises:
-        ModelError: the file does not do, or does not fit.
-    """
-    from vitdeploy.models.checkpoint import load_strictly_, read_state_dict
-
-    raw = read_state_dict(file)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    weights = raw
-    # FastViT's conversion (timm 1.0.31) renames what already has timm's names
-    if convert is not None and not _fits(raw, model):
-        # Keys of another architecture break the conversion; the raw ones are then compared.
-        with contextlib.suppress(*_BUILD_ERRORS, IndexError), quiet_libraries():
-            weights = convert(dict(raw), model)
-    for key, value in raw.items():
-        if key in weights and value.ndim > 1 and weights[key].shape != value.shape:
-            patches = "patch_embed" in key and value.ndim == 4
-            positions = "pos_embed" in key or "relative_position" in key
-            if patches or (positions and not resample):
-                weights[key] = value
-    load_strictly_(model, weights, f"checkpoint '{file.name}'")
-
-
-def _fits(weights: Mapping[str, Any], model: Any) -> bool:
-    """Return True where `weights` are those of `model` as they are: same names, same shapes."""
-    expected = model.state_dict()
-    return weights.keys() == expected.keys() and all(
-        weights[key].shape == value.shape for key, value in expected.items()
-    )
 
 
 def _square_size(model: Any, reference: Reference) -> int:

@@ -15,8 +15,8 @@ from vitdeploy.errors import ModelError
 from vitdeploy.models.spec import AttentionSite
 
 _SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
-_PROJECTIONS = ("proj", "o_proj", "out_proj")
-_HEADS = ("num_heads", "num_attention_heads")
+_PROJECTIONS = ("proj", "o_proj", "out_proj", "projection_layer")
+_HEADS = ("num_heads", "heads", "num_attention_heads")
 # Swin's and SwinV2's in timm, the same in transformers
 _PER_HEAD = (
     "relative_position_bias_table",

@@ -1,7 +1,8 @@
 """Pictures in, results out, on whichever engine a bundle was built for.
 
 `classes` has the predictor of models that answer to a picture alone, `masks` the one of models
-that segment what is pointed at, `everything` masks without prompts, `overlay` draws masks.
+that segment what is pointed at, `everything` masks without prompts, `overlay` draws masks,
+`engine` lets threads share an engine, `artifacts` says which of a bundle's are opened.
 """
 
 from pathlib import Path
@@ -24,7 +25,11 @@ __all__ = [
 
 
 def load(
-    bundle: str | Path, target: str | None = None, threads: int | None = None
+    bundle: str | Path,
+    target: str | None = None,
+    threads: int | None = None,
+    *,
+    warm_up: bool = False,
 ) -> Predictor | MaskPredictor:
     """Return a `MaskPredictor` for a bundle with a mask decoder, a `Predictor` for any other.
 
@@ -32,6 +37,7 @@ def load(
         bundle: folder that `vitdeploy export` wrote.
         target: which of the bundle's targets; the first where None.
         threads: as many as the engine likes where None.
+        warm_up: run the engine once now, so that the first picture takes no longer than the next.
 
     Raises:
         UsageError: no bundle, or the bundle lacks that target.
@@ -39,4 +45,11 @@ def load(
         ExportError: the engine cannot load an artefact.
     """
     is_prompted = bool(load_bundle(Path(bundle)).artifacts(part="mask_decoder"))
-    return (MaskPredictor if is_prompted else Predictor)(bundle, target, threads)
+    predictor = (MaskPredictor if is_prompted else Predictor)(bundle, target, threads)
+    if warm_up:
+        try:
+            predictor.warm_up()
+        except BaseException:
+            predictor.close()
+            raise
+    return predictor

@@ -1,10 +1,20 @@
 """Which of a bundle's artefacts a predictor opens, and how a picture gets into one."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from vitdeploy.bundle import Artifact, Bundle, TensorInfo
+from vitdeploy.data import open_image
 from vitdeploy.errors import DataError, UsageError, suggest
-from vitdeploy.runner import Outputs, Runner
+from vitdeploy.runner import Feeds, Outputs
+
+Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+"""A file, a PIL image, or an array (height, width, 3), red first."""
 
 IMAGE_ENCODER, MASK_DECODER = "image_encoder", "mask_decoder"
 
@@ -27,7 +37,25 @@ def parts_of(bundle: Bundle, target: str | None) -> dict[str, Artifact]:
     return {artifact.part: artifact for artifact in bundle.artifacts(target or known[0])}
 
 
-def run_pictures(runner: Runner, pixels: TensorInfo, pictures: np.ndarray) -> Outputs:
+def open_picture(image: Picture) -> Image.Image:
+    """Return an RGB picture from a file, a PIL image or an array (height, width, 3) uint8.
+
+    Raises:
+        DataError: the file is missing or no image, or the array is another.
+    """
+    if not isinstance(image, np.ndarray):
+        return open_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(
+            f"picture is an array {image.shape} of {image.dtype}; allowed: "
+            "(height, width, 3) uint8, red first."
+        )
+    return Image.fromarray(image)
+
+
+def run_pictures(
+    runner: Callable[[Feeds], Outputs], pixels: TensorInfo, pictures: np.ndarray
+) -> Outputs:
     """Return the outputs for `pictures` (N, 3, H, W), in batches of the size the engine takes.
 
     Args:

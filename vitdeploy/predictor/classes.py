@@ -10,12 +10,26 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.bundle import load_bundle
-from vitdeploy.data import Preprocess, open_image, prepare
+from vitdeploy.data import Preprocess, Tiling, prepare
+from vitdeploy.data.tiling import cut, squashed
 from vitdeploy.errors import UsageError
 from vitdeploy.models.spec import class_output
-from vitdeploy.predictor.artifacts import MASK_DECODER, parts_of, run_pictures
+from vitdeploy.predictor.artifacts import (
+    MASK_DECODER,
+    Picture,
+    open_picture,
+    parts_of,
+    run_pictures,
+)
+from vitdeploy.predictor.engine import SharedEngine
+from vitdeploy.predictor.tiles import run_in_chunks, tiling_from_manifest
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
+
+_PIXELS_AT_A_TIME = 8 * 224 * 224
+"""A processor is as fast with 8 pictures as with more, which take memory only."""
+_LARGEST_BATCH = 32
+"""TensorRT's engines are built for no more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,9 @@ class Prediction:
     """Every output without its batch axis, by name."""
     classes: tuple[ClassScore, ...]
     """The five likeliest classes, best first; empty for a model without logits."""
+    tiles: tuple[int, int] | None = None
+    """Rows and columns of the tiles a picture was cut into: the outputs then have a first axis of
+    tiles, row by row, the thumbnail last where there is more than one. None for a whole picture."""
 
     @property
     def label(self) -> str | None:
@@ -43,7 +60,10 @@ class Prediction:
 
 
 class Predictor:
-    """Runs a bundle's model on images; a context manager, or call `close`."""
+    """Runs a bundle's model on images; a context manager, or call `close`.
+
+    Threads may share one: each gets what it would have got alone.
+    """
 
     def __init__(
         self, bundle: str | Path, target: str | None = None, threads: int | None = None
@@ -68,25 +88,71 @@ class Predictor:
         self._class_output = class_output(loaded.manifest.model.task, ranks)
         self._task = loaded.manifest.model.task
         self._input = artifact.inputs[0]
-        self._runner = load_target(artifact.target).open(artifact, threads)
+        self._tiling = tiling_from_manifest(loaded.manifest)
+        self._engine = SharedEngine(load_target(artifact.target).open(artifact, threads))
 
-    def predict(self, image: str | Path | Image.Image) -> Prediction:
-        """Return the prediction for one image file or PIL image.
+    def warm_up(self, batch: int = 1) -> None:
+        """Run the engine once on grey pictures; the first run of a size allocates and is slower.
+
+        Args:
+            batch: how many pictures will come at a time; engines plan for each number anew.
+        """
+        height, width = self.preprocess.size
+        grey = Image.new("RGB", (width, height), (128, 128, 128))
+        self.predict_many([grey] * batch, batch)
+
+    def predict(self, image: Picture) -> Prediction:
+        """Return the prediction for one image file, PIL image, or array (height, width, 3) uint8.
 
         Raises:
-            DataError: the file is missing or no image.
+            DataError: the file is missing or no image, or the array is another.
+            UsageError: the predictor is closed.
         """
         return self.predict_many([image])[0]
 
-    def predict_many(self, images: Sequence[str | Path | Image.Image]) -> list[Prediction]:
-        """Return one prediction per image, run in one batch where the artefact allows."""
-        pixels = np.stack([prepare(open_image(image), self.preprocess) for image in images])
-        outputs = run_pictures(self._runner, self._input, pixels)
+    def predict_many(self, images: Sequence[Picture], batch: int | None = None) -> list[Prediction]:
+        """Return one prediction per image.
+
+        Args:
+            images: as for `predict`; as many as you like.
+            batch: how many the engine gets at a time, where it was not exported for a fixed
+                number; as many as take little memory where None.
+
+        Raises:
+            DataError, UsageError: as `predict`; or `batch` is below 1.
+        """
+        size = self._batch_size if batch is None else batch
+        if size < 1:
+            raise UsageError(f"batch is {size}; allowed: 1 and more.")
+        results = []
+        for start in range(0, len(images), size):
+            results += self._predicted(images[start : start + size])
+        return results
+
+    @property
+    def _batch_size(self) -> int:
+        height, width = self.preprocess.size
+        return min(max(_PIXELS_AT_A_TIME // (height * width), 1), _LARGEST_BATCH)
+
+    def _predicted(self, images: Sequence[Picture]) -> list[Prediction]:
+        """Return the predictions for images that the engine gets together."""
+        if self._tiling is not None:
+            return [self._predicted_in_tiles(image, self._tiling) for image in images]
+        pixels = np.stack([prepare(open_picture(image), self.preprocess) for image in images])
+        outputs = run_pictures(self._engine, self._input, pixels)
         results = []
         for index in range(len(images)):
             own = {name: np.asarray(value[index]) for name, value in outputs.items()}
             results.append(Prediction(own, self._classes(own.get(str(self._class_output)))))
         return results
+
+    def _predicted_in_tiles(self, image: Picture, tiling: Tiling) -> Prediction:
+        """Return the prediction for one picture that is cut."""
+        found = cut(open_picture(image), tiling, self.preprocess)
+        whole = squashed(self.preprocess, self.preprocess.size)
+        pixels = np.stack([prepare(tile, whole) for tile in found.images])
+        outputs = run_in_chunks(self._engine, self._input, pixels, self._batch_size)
+        return Prediction(outputs, (), (found.rows, found.columns))
 
     def set_image(self, image: object) -> NoReturn:
         """Refuse: this model takes no prompts.
@@ -100,8 +166,8 @@ class Predictor:
         )
 
     def close(self) -> None:
-        """Free the engine."""
-        self._runner.__exit__(None, None, None)
+        """Free the engine once the runs under way are done; later calls are errors."""
+        self._engine.close()
 
     def __enter__(self) -> "Predictor":
         return self

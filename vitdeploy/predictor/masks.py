@@ -6,6 +6,7 @@ decoder alone.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, NoReturn
@@ -15,10 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from vitdeploy.bundle import Artifact, load_bundle
-from vitdeploy.data import Preprocess, open_image, prepare
+from vitdeploy.data import Preprocess, prepare
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.mask_resizing import masks_at_picture
-from vitdeploy.predictor.artifacts import IMAGE_ENCODER, MASK_DECODER, parts_of, run_pictures
+from vitdeploy.predictor.artifacts import (
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    Picture,
+    open_picture,
+    parts_of,
+    run_pictures,
+)
+from vitdeploy.predictor.engine import SharedEngine
 from vitdeploy.predictor.everything import EverythingOptions, FoundMask, find_everything
 from vitdeploy.prompts import Prompt, best_masks, prompt_feeds, prompt_from_arrays
 from vitdeploy.runner import Feeds
@@ -54,8 +63,22 @@ class Decoded(NamedTuple):
     """(P, N) that the decoder was fed with."""
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """The picture that prompts are on."""
+
+    embeddings: Feeds
+    """What the decoder reads of the encoder's outputs."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+
+
 class MaskPredictor:
-    """Runs a bundle's image encoder and mask decoder; a context manager, or call `close`."""
+    """Runs a bundle's image encoder and mask decoder; a context manager, or call `close`.
+
+    Threads may prompt one picture together. `set_image` changes the picture for all of them, so
+    threads with pictures of their own need a predictor each.
+    """
 
     def __init__(
         self, bundle: str | Path, target: str | None = None, threads: int | None = None
@@ -79,12 +102,13 @@ class MaskPredictor:
         self._mask_size = (mask_size[0], mask_size[1])
         self._pixels = encoder.inputs[0]
         self._decoder_inputs = [tensor.name for tensor in decoder.inputs]
-        self._embeddings: Feeds | None = None
-        self._picture = (0, 0)
+        self._picture: _Picture | None = None
         with ExitStack() as opened:
             runtime = load_target(self.target)
-            self._encoder = opened.enter_context(runtime.open(encoder, threads))
-            self._decoder = opened.enter_context(runtime.open(decoder, threads))
+            self._encoder = SharedEngine(runtime.open(encoder, threads))
+            opened.callback(self._encoder.close)
+            self._decoder = SharedEngine(runtime.open(decoder, threads))
+            opened.callback(self._decoder.close)
             self._engines = opened.pop_all()
 
     @property
@@ -94,11 +118,17 @@ class MaskPredictor:
         Raises:
             UsageError: none was.
         """
-        if self._embeddings is None:
-            raise UsageError("no picture is set; call set_image(image) before predict.")
-        return self._picture
+        return self._require_picture().size
 
-    def set_image(self, image: str | Path | Image.Image | NDArray[np.uint8]) -> "MaskPredictor":
+    def warm_up(self) -> None:
+        """Run both engines once on a grey picture: the first run allocates and is slower."""
+        height, width = self.preprocess.size
+        earlier = self._picture
+        self.set_image(np.full((height, width, 3), 128, np.uint8))
+        self.predict([(width / 2, height / 2)])
+        self._picture = earlier
+
+    def set_image(self, image: Picture) -> "MaskPredictor":
         """Run the image encoder once and return self; prompts are on this picture from now on.
 
         Args:
@@ -107,11 +137,11 @@ class MaskPredictor:
         Raises:
             DataError: the file is missing or no image, or the array is another.
         """
-        opened = open_image(_image_from_array(image) if isinstance(image, np.ndarray) else image)
+        opened = open_picture(image)
         pixels = prepare(opened, self.preprocess)[None]
         outputs = run_pictures(self._encoder, self._pixels, pixels)
-        self._embeddings = {n: v for n, v in outputs.items() if n in self._decoder_inputs}
-        self._picture = (opened.height, opened.width)
+        embeddings = {n: v for n, v in outputs.items() if n in self._decoder_inputs}
+        self._picture = _Picture(embeddings, (opened.height, opened.width))
         return self
 
     def predict(
@@ -171,18 +201,18 @@ class MaskPredictor:
             UsageError: no picture is set, a prompt lies outside of it, or `mask_input` is of
                 another size.
         """
-        picture = self.picture_size
-        feeds = {**prompt_feeds(prompts, picture, self.preprocess, self._mask_size)}
+        picture = self._require_picture()
+        feeds = {**prompt_feeds(prompts, picture.size, self.preprocess, self._mask_size)}
         if mask_input is not None:
             feeds["mask_input"] = self._earlier_mask(mask_input)
             feeds["has_mask_input"] = np.ones(1, np.float32)
-        given: Feeds = {**(self._embeddings or {}), **feeds}
+        given: Feeds = {**picture.embeddings, **feeds}
         outputs = self._decoder({name: given[name] for name in self._decoder_inputs})
         low = outputs["low_res_masks"]
         # TensorRT's decoders have no output whose size follows from an input
         logits = outputs.get("masks")
         if logits is None:
-            logits = masks_at_picture(low, picture, self.preprocess)
+            logits = masks_at_picture(low, picture.size, self.preprocess)
         return Decoded(logits, outputs["iou_predictions"], low, feeds["point_labels"])
 
     def predict_many(self, images: object) -> NoReturn:
@@ -194,7 +224,7 @@ class MaskPredictor:
         raise UsageError(f"{_EXPECTED}.")
 
     def close(self) -> None:
-        """Free both engines."""
+        """Free both engines once the runs under way are done; later calls are errors."""
         self._engines.close()
 
     def __enter__(self) -> "MaskPredictor":
@@ -207,6 +237,12 @@ class MaskPredictor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _require_picture(self) -> _Picture:
+        picture = self._picture
+        if picture is None:
+            raise UsageError("no picture is set; call set_image(image) before predict.")
+        return picture
 
     def _all_of_an_ambiguous_prompt(self) -> list[int]:
         if self.masks_per_prompt == 1:
@@ -234,12 +270,3 @@ def _low_res_shape(decoder: Artifact) -> tuple[int, int, int]:
             f"'{decoder.path.name}' has no output low_res_masks of a fixed size; export it again."
         )
     return masks, height, width
-
-
-def _image_from_array(pixels: NDArray[np.uint8]) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise DataError(
-            f"picture is an array {pixels.shape} of {pixels.dtype}; allowed: "
-            "(height, width, 3) uint8, red first."
-        )
-    return Image.fromarray(pixels)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from vitdeploy.recipe.names import canonical_outputs
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -52,17 +54,27 @@ class ModelSection(Section):
         min_length=1,
         description="Alias, timm:NAME, hf:REPO, a model folder, or an FP32 .onnx file.",
     )
-    checkpoint: str | None = Field(None, description="Weights file in timm's format.")
+    checkpoint: str | None = Field(
+        None, description="Weights file, in timm's key layout or its publisher's."
+    )
     random_weights: bool = Field(False, description="Draw seeded weights; stamped in the report.")
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = Field(
         None, description="Height and width in pixels; the model's own when null."
     )
-    outputs: Literal["logits", "features"] | None = Field(
-        None, description="What the artefact returns; what the model has when null."
+    outputs: str | None = Field(
+        None,
+        description="What the artefact returns: logits, features, cls, patch, pooled, mean, "
+        "pyramid, attention or pixel-shuffle-K, several with commas; logits where the model has "
+        "a classifier, else features, when null.",
     )
     preprocess: PreprocessSection | None = Field(
         None, description="Of an .onnx file; other models bring their own. ImageNet's when null."
     )
+
+    @field_validator("outputs")
+    @classmethod
+    def _known_outputs(cls, value: str | None) -> str | None:
+        return None if value is None else canonical_outputs(value)
 
     @property
     def is_onnx(self) -> bool:
@@ -104,6 +116,11 @@ class ExportSection(Section):
     batch: Literal["dynamic"] | Annotated[int, Field(ge=1, le=4096)] = "dynamic"
     opset: Annotated[int, Field(ge=17, le=23)] | None = Field(
         None, description="ONNX opset; the target's own when null."
+    )
+    tiles: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        None,
+        description="Most tiles of the model's input size that the predictor cuts a picture into, "
+        "with the whole picture as a thumbnail; pictures are not cut when null.",
     )
     trt_version: str = Field(
         "10.3",

@@ -74,6 +74,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _heads_are_kept(self) -> "Recipe":
+        if self.prune is not None and "attention" in (self.model.outputs or "").split(","):
+            raise ValueError(
+                "model.outputs 'attention' has a map for every head, so no pruned model gives what "
+                "the whole one does; run `vitdeploy prune` first and export the folder it writes"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _int4_fits(self) -> "Recipe":
         if self.precision not in INT4_PRECISIONS:
             return self

@@ -6,8 +6,10 @@ decided elsewhere; nothing here measures, prints or writes a file.
 
 from types import ModuleType
 
-from vitdeploy.report import html, json, junit, markdown
+from vitdeploy.report import brief, html, json, junit, markdown
 from vitdeploy.report.diff import Change, diff
+from vitdeploy.report.findings import BlockNoise, OutlierRow, WorstImage
+from vitdeploy.report.regression import Limits, Regression, is_same_machine, regressions
 from vitdeploy.report.schema import (
     MIN_SAMPLES_FOR_P99,
     PERCENTAGES,
@@ -32,9 +34,22 @@ WRITERS: dict[str, ModuleType] = {
     "html": html,
     "markdown": markdown,
     "junit": junit,
+    "brief": brief,
 }
 
-SHARED_MODULES = ("schema", "summary", "tables", "diff")
+SHARED_MODULES = (
+    "schema",
+    "row",
+    "profile",
+    "summary",
+    "tables",
+    "diff",
+    "regression",
+    "verdict",
+    "findings",
+    "charts",
+    "drawing",
+)
 """Modules of this package that are no writer themselves."""
 
 __all__ = [
@@ -44,22 +59,30 @@ __all__ = [
     "SHARED_MODULES",
     "WRITERS",
     "ArtifactRow",
+    "BlockNoise",
     "Change",
     "FidelityRow",
     "GateRow",
     "ImagesInfo",
     "LatencyRow",
+    "Limits",
     "ModelInfo",
+    "OutlierRow",
     "ParityRow",
     "PrecisionInfo",
+    "Regression",
     "Report",
     "SearchRow",
     "StageRow",
+    "WorstImage",
+    "brief",
     "diff",
     "html",
+    "is_same_machine",
     "json",
     "json_schema",
     "junit",
     "markdown",
     "read_report",
+    "regressions",
 ]

@@ -1,16 +1,18 @@
 """`report.html`: one file for people, no network, no script, nothing outside itself.
 
-Figures and words come from `summary` and `tables`, the looks from `report.html.j2`; here they
-meet, and the bars of the charts get their lengths.
+Figures and words come from `summary`, `verdict` and `tables`, charts from `charts`, the looks from
+`report.html.j2`; here they meet, and the bars get their lengths.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from vitdeploy.report import summary, tables
+from vitdeploy.report import charts, summary, tables
+from vitdeploy.report.findings import WorstImage
 from vitdeploy.report.schema import LatencyRow, ModelInfo, Report
 from vitdeploy.report.summary import REFERENCE, Headline
+from vitdeploy.report.verdict import verdict
 
 # A rare outlier must not squeeze all the bars: the axis ends here, a longer tail is cut.
 _AXIS_END_IN_MEDIANS = 2.0
@@ -53,6 +55,17 @@ class Chart:
     bars: tuple[Bar, ...]
 
 
+@dataclass(frozen=True)
+class WorstOfTarget:
+    """The images on which one target differs most."""
+
+    label: str
+    caption: str
+    metric: str
+    has_masks: bool
+    images: tuple[WorstImage, ...]
+
+
 def render(report: Report, device: Sequence[tables.Table] = ()) -> str:
     """Return the report as one HTML document; every value is escaped.
 
@@ -66,11 +79,18 @@ def render(report: Report, device: Sequence[tables.Table] = ()) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    failed = [gate for gate in report.gates if not gate.passed]
     return environment.from_string(text).render(
         report=report,
-        facts=_facts(report.model),
-        failed=failed,
+        facts=_facts(report.model) if report.model.source != "profile" else [],
+        verdict=verdict(report),
+        drawings=charts.drawings(report),
+        worst=_worst(report),
+        profiles=[
+            table
+            for table in (tables.profile_table(report), tables.loads_table(report))
+            if table.rows
+        ],
+        roofline=tables.roofline_table(report),
         stamps=[(stamp, summary.STAMP_MEANINGS.get(stamp, "")) for stamp in report.stamps],
         blocks=[
             (summary.target_label(item.target), item.precision.upper(), _cards(item))
@@ -100,6 +120,24 @@ def _facts(model: ModelInfo) -> list[str]:
     if model.gmacs is not None:
         facts.append(f"{model.gmacs:.3g} GMACs")
     return [*facts, f"{model.weights} weights"]
+
+
+def _worst(report: Report) -> list[WorstOfTarget]:
+    found = []
+    for target in dict.fromkeys(row.target for row in report.worst_images):
+        images = tuple(row for row in report.worst_images if row.target == target)
+        has_masks = images[0].own_picture is not None
+        flipped = sum(row.reference != row.own for row in images)
+        caption = (
+            f"The {len(images)} on which it differs most from FP32: what FP32 says → what it says."
+        )
+        if has_masks:
+            caption = f"The {len(images)} masks that agree least with FP32's."
+        elif flipped:
+            caption = f"{caption} {flipped} flipped."
+        label, metric = summary.target_label(target), summary.metric_label(images[0].metric)
+        found.append(WorstOfTarget(label, caption, metric, has_masks, images))
+    return found
 
 
 def _cards(item: Headline) -> list[Card]:

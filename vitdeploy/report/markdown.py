@@ -25,19 +25,19 @@ def render(report: Report, manifest: Mapping[str, Any] | None = None) -> str:
             neither preprocessing nor snippets for the engines.
     """
     blocks = [
-        f"# {_text(report.model.name)}, {_text(report.precision.requested)}",
+        f"# {escaped(report.model.name)}, {escaped(report.precision.requested)}",
         _stamps(report),
         _lead(report),
         *_section("At a glance", _glance(report)),
         *_section("How to run it", *_usage(report, manifest)),
         *_section("Preprocessing", _preprocessing(manifest)),
         *_section("Calibration and evaluation", *_images(report)),
-        *_section("Fidelity", _table(tables.fidelity_table(report))),
-        *_section("Latency", _where(report), _table(tables.latency_table(report))),
-        *_section("Artefacts", _table(tables.artifacts_table(report))),
-        *_section("Gates", _table(tables.gates_table(report))),
+        *_section("Fidelity", table_text(tables.fidelity_table(report))),
+        *_section("Latency", _where(report), table_text(tables.latency_table(report))),
+        *_section("Artefacts", table_text(tables.artifacts_table(report))),
+        *_section("Gates", table_text(tables.gates_table(report))),
         *_section("Limits", _limits(report)),
-        *_section("Notes", _bullets([_text(note) for note in report.notes])),
+        *_section("Notes", _bullets([escaped(note) for note in report.notes])),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -50,7 +50,7 @@ def _stamps(report: Report) -> str:
     lines = []
     for stamp in report.stamps:
         meaning = summary.STAMP_MEANINGS.get(stamp, "")
-        lines.append(f"> **{_text(stamp)}** {_text(meaning)}".rstrip())
+        lines.append(f"> **{escaped(stamp)}** {escaped(meaning)}".rstrip())
     return "\n>\n".join(lines)
 
 
@@ -65,16 +65,16 @@ def _lead(report: Report) -> str:
         size += f", {model.gmacs:.3g} GMACs"
     where = " and ".join(summary.target_label(target) for target in report.targets)
     return (
-        f"A {_text(model.family)} model for {_text(model.task)} ({size}), compressed for "
-        f"{_text(where) or 'no target'} by vitdeploy {_text(report.vitdeploy_version)}. "
-        f"Source: {_code(model.source)}, {_text(model.weights)} weights. "
-        f"Precision asked for: {_text(report.precision.requested)}; kept: {_kept(report)}."
+        f"A {escaped(model.family)} model for {escaped(model.task)} ({size}), compressed for "
+        f"{escaped(where) or 'no target'} by vitdeploy {escaped(report.vitdeploy_version)}. "
+        f"Source: {_code(model.source)}, {escaped(model.weights)} weights. "
+        f"Precision asked for: {escaped(report.precision.requested)}; kept: {_kept(report)}."
     )
 
 
 def _kept(report: Report) -> str:
     kept = [
-        f"{_text(item.precision)} on {_text(summary.target_label(item.target))}"
+        f"{escaped(item.precision)} on {escaped(summary.target_label(item.target))}"
         for item in summary.headlines(report)
     ]
     return ", ".join(kept) or "nothing"
@@ -83,7 +83,7 @@ def _kept(report: Report) -> str:
 def _glance(report: Report) -> str:
     rows = tuple(_glance_row(item) for item in summary.headlines(report))
     columns = ("Target", "Fidelity", "#FP32", "#Here", "#Speed", "#Size")
-    return _table(Table("At a glance", columns, rows))
+    return table_text(Table("At a glance", columns, rows))
 
 
 def _glance_row(item: Headline) -> tuple[Cell, ...]:
@@ -169,7 +169,7 @@ def _feeds(part: Mapping[str, Any]) -> str:
 def _preprocessing(manifest: Mapping[str, Any] | None) -> str:
     fields: Mapping[str, Any] = manifest.get("preprocess", {}) if manifest else {}
     rows = tuple((Cell(name), Cell(_value(value))) for name, value in fields.items())
-    return _table(Table("Preprocessing", ("Step", "Value"), rows))
+    return table_text(Table("Preprocessing", ("Step", "Value"), rows))
 
 
 def _value(value: Any) -> str:
@@ -187,10 +187,10 @@ def _images(report: Report) -> list[str]:
 
 def _images_line(verb: str, images: ImagesInfo | None, reason: str | None) -> str:
     if images is None:
-        return f"{verb}: no ({_text(reason or 'not said')})."
+        return f"{verb}: no ({escaped(reason or 'not said')})."
     skipped = f", {images.skipped} unreadable ones skipped" if images.skipped else ""
     return (
-        f"{verb} on {images.images} images of {_text(images.name)} ({images.origin}){skipped}; "
+        f"{verb} on {images.images} images of {escaped(images.name)} ({images.origin}){skipped}; "
         f"digest {_code(images.digest)}."
     )
 
@@ -199,12 +199,12 @@ def _where(report: Report) -> str:
     if not report.latency:
         return ""
     cpu = report.environment.get("cpu")
-    machine = f"on {_text(cpu)}" if cpu else "on one machine"
+    machine = f"on {escaped(cpu)}" if cpu else "on one machine"
     return f"Measured {machine}, reference and artefacts in turns within one process."
 
 
 def _limits(report: Report) -> str:
-    limits = [_text(summary.STAMP_MEANINGS.get(stamp, stamp)) for stamp in report.stamps]
+    limits = [escaped(summary.STAMP_MEANINGS.get(stamp, stamp)) for stamp in report.stamps]
     if report.latency:
         limits.append("Latency holds for the machine, engine and thread count above, no other.")
     if report.evaluation is not None:
@@ -225,25 +225,25 @@ def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _table(table: Table) -> str:
+def table_text(table: Table) -> str:
     """Return a pipe table and its notes; empty where there are no rows."""
     if not table.rows:
         return ""
-    head = "| " + " | ".join(_text(name.lstrip("#")) for name in table.columns) + " |"
+    head = "| " + " | ".join(escaped(name.lstrip("#")) for name in table.columns) + " |"
     rule = "|" + "|".join("---:" if name.startswith("#") else "---" for name in table.columns) + "|"
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table.rows]
-    notes = "\n".join(f"{number}. {_text(text)}" for number, text in enumerate(table.notes, 1))
+    notes = "\n".join(f"{number}. {escaped(text)}" for number, text in enumerate(table.notes, 1))
     return "\n".join([head, rule, *lines]) + (f"\n\n{notes}" if notes else "")
 
 
 def _cell(cell: Cell) -> str:
-    text = _code(cell.text).replace("|", "\\|") if cell.tone == "code" else _text(cell.text)
+    text = _code(cell.text).replace("|", "\\|") if cell.tone == "code" else escaped(cell.text)
     if cell.note:
         text += f" ({cell.note})"
-    return f"{text} ({_text(cell.detail)})" if cell.detail else text
+    return f"{text} ({escaped(cell.detail)})" if cell.detail else text
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
     """Return `value` on one line with everything escaped that Markdown or HTML would read."""
     return _SPECIAL.sub(r"\\\1", " ".join(value.split()))
 

@@ -6,21 +6,16 @@ changing its meaning does not. How a report looks is the writers' matter.
 """
 
 import json
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from vitdeploy.errors import DataError, UnsupportedError, UsageError
+from vitdeploy.report.findings import BlockNoise, OutlierRow, WorstImage
+from vitdeploy.report.profile import ProfileResult
+from vitdeploy.report.row import Milliseconds, Name, Row
 
 SCHEMA_VERSION = 1
 PERCENTAGES = frozenset({"top1", "top5", "agreement", "recall_at_1", "knn_top1"})
@@ -42,44 +37,6 @@ def _require_utc(created: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(min_length=1)]
-Milliseconds = Annotated[float, Field(ge=0)]
-
-
-class Row(BaseModel):
-    """Frozen, finite, complete: null where and only where `<field>_reason` says why."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_serialization_defaults_required=True,
-    )
-
-    @model_validator(mode="after")
-    def _check_reasons(self) -> "Row":
-        for field in type(self).model_fields:
-            reason_field = f"{field}_reason"
-            if reason_field not in type(self).model_fields:
-                continue
-            value, reason = getattr(self, field), getattr(self, reason_field)
-            if isinstance(value, Mapping):
-                _check_mapping(field, value, reason)
-            elif value is None and not reason:
-                raise ValueError(f"{field} is null, so {reason_field} must say why")
-            elif value is not None and reason is not None:
-                raise ValueError(f"{field} has a value, so {reason_field} must be null")
-        return self
-
-
-def _check_mapping(field: str, values: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    empty = {key for key, value in values.items() if value is None}
-    explained = {key for key, reason in reasons.items() if reason}
-    if empty != explained or len(reasons) != len(explained):
-        raise ValueError(
-            f"{field}_reason must say why for exactly the keys of {field} that are null: "
-            f"{sorted(empty)}, not {sorted(reasons)}"
-        )
 
 
 class ModelInfo(Row):
@@ -190,6 +147,9 @@ class LatencyRow(Row):
     samples: int = Field(ge=0)
     throughput_ips: float | None = Field(None, ge=0, description="Images per second.")
     throughput_ips_reason: str | None = None
+    quantiles_ms: tuple[Milliseconds, ...] = Field(
+        (), description="The 0th, 5th, .. 100th percentile of the samples; none where unknown."
+    )
 
     @model_validator(mode="after")
     def _check_percentiles(self) -> "LatencyRow":
@@ -286,10 +246,18 @@ class Report(Row):
     search: tuple[SearchRow, ...] = Field(
         (), description="A row for each target and part whose quantisation was searched for."
     )
+    sensitivity: tuple[BlockNoise, ...] = Field(
+        (), description="Of every INT8 artefact whose products were measured one by one."
+    )
+    outliers: tuple[OutlierRow, ...] = Field((), description="Of INT8 artefacts.")
+    worst_images: tuple[WorstImage, ...] = Field((), description="By target, the worst first.")
     environment: dict[str, str] = Field(default_factory=dict)
     recipe_sha256: Sha256 | None = None
     recipe_sha256_reason: str | None = None
     notes: tuple[str, ...] = Field((), description="Advice for people.")
+    profile: ProfileResult | None = Field(
+        None, description="What `vitdeploy profile` found beyond the rows of `latency`."
+    )
     device: dict[str, Any] | None = Field(
         None, description="What a build on the device found; `report show` puts it in."
     )

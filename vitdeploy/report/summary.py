@@ -26,6 +26,8 @@ METRIC_LABELS = {
     "truth_iou_mean": "Mask IoU with the truth",
     "knn_top1": "k-NN top-1",
     "recall_at_1": "Recall at 1",
+    "cosine": "Cosine",
+    "mask_iou": "Mask IoU",
 }
 TARGET_LABELS = {
     REFERENCE: "FP32 reference",

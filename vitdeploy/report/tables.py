@@ -54,7 +54,7 @@ def gates_table(report: Report) -> Table:
     notes = _Notes()
 
     def row(gate: GateRow) -> tuple[Cell, ...]:
-        value = None if gate.value is None else f"{gate.value:.4g}"
+        value = None if gate.value is None else f"{gate.value + 0.0:.4g}"  # no "-0"
         verdict = Cell("passed", tone="good") if gate.passed else Cell("failed", tone="bad")
         return (
             Cell(gate.name, tone="code"),
@@ -213,3 +213,72 @@ def environment_table(report: Report) -> Table:
     """Return what the figures were measured on and with."""
     rows = tuple((Cell(key), Cell(value)) for key, value in sorted(report.environment.items()))
     return Table("Environment", ("What", "Value"), rows)
+
+
+def roofline_table(report: Report) -> Table:
+    """Return how much of the machine's ceilings each artefact uses; no rows where not measured."""
+    measured = report.profile.roofline if report.profile else None
+    rows = tuple(
+        (
+            Cell(item.name, item.part),
+            Cell(item.precision.upper()),
+            Cell(str(item.batch)),
+            Cell(f"{2e-9 * sum(item.macs.values()):.3g}"),
+            Cell(summary.format_bytes(item.bytes)),
+            Cell(summary.format_ms(item.limit_ms)),
+            Cell(summary.format_ms(item.p50_ms)),
+            Cell(f"{item.utilisation_percent:.0f} %"),
+        )
+        for item in (measured.artefacts if measured else ())
+    )
+    columns = ("Artefact", "Precision", "#Batch", "#GOP", "#Bytes", "#Limit", "#Median", "#Reached")
+    return Table("How far from the limit", columns, rows)
+
+
+def profile_table(report: Report) -> Table:
+    """Return what a profile adds to latencies: ratios with intervals, jitter, rates, energy."""
+    notes = _Notes()
+    timings = report.profile.timings if report.profile else ()
+    rows = []
+    for row in timings:
+        ratio = None if row.ratio is None else f"{row.ratio.value:.3f}×"
+        span = ""
+        if row.ratio is not None and row.ratio.low is not None and row.ratio.high is not None:
+            span = f"{row.ratio.low:.3f} to {row.ratio.high:.3f}"
+        jitter = None if row.jitter_ms is None else summary.format_ms(row.jitter_ms)
+        energy = None if row.energy_mj is None else f"{row.energy_mj:.4g} mJ"
+        rows.append(
+            (
+                Cell(row.name, row.part),
+                Cell(str(row.batch)),
+                Cell(str(row.streams)),
+                Cell(f"{row.throughput_ips:.4g}"),
+                notes.cell(ratio, row.ratio_reason, span),
+                notes.cell(jitter, row.jitter_ms_reason),
+                notes.cell(energy, row.energy_mj_reason),
+            )
+        )
+    columns = ("Artefact", "#Batch", "#Streams", "#Images/s", "#Speed-up (95 %)", "#Jitter")
+    title = f"Against {report.profile.reference}" if report.profile else ""
+    return Table(title, (*columns, "#Energy an image"), tuple(rows), tuple(notes.reasons))
+
+
+def loads_table(report: Report) -> Table:
+    """Return what a profile's artefacts cost before their first steady run."""
+    notes = _Notes()
+    loads = report.profile.loads if report.profile else ()
+    rows = []
+    for row in loads:
+        sizes = [
+            (None if value is None else summary.format_bytes(value), reason)
+            for value, reason in (
+                (row.size_bytes, row.size_bytes_reason),
+                (row.engine_peak_bytes, row.engine_peak_bytes_reason),
+                (row.process_peak_bytes, row.process_peak_bytes_reason),
+            )
+        ]
+        size, engine, process = (notes.cell(*pair) for pair in sizes)
+        times = (Cell(summary.format_ms(row.load_ms)), Cell(summary.format_ms(row.first_ms)))
+        rows.append((Cell(row.name, row.part), size, *times, engine, process))
+    columns = ("Artefact", "#Size", "#Load", "#First run", "#Engine's memory", "#Process")
+    return Table("Loading and memory", columns, tuple(rows), tuple(notes.reasons))

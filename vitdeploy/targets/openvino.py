@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: an IR (`.xml` and `.bin`) from the same graph ONNX Runtime gets."""
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ _BF16_BETWEEN = ("int8", "mixed", "w4a16", "w4a8")
 """Precisions whose float layers compute in bf16 where the CPU has it."""
 _PRODUCTS = frozenset(
     {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Subgraph"}
-    | {"FullyConnectedCompressed", "ScaledDotProductAttention"}
+    | {"FullyConnectedCompressed", "FullyConnectedQuantized", "FullyConnectedQuantizedLegacy"}
+    | {"ScaledDotProductAttention"}
 )
 
 
@@ -198,27 +200,30 @@ def fusion(_artifact: Artifact) -> None:
 
 
 class OpenVinoRunner:
-    """Runs an IR on OpenVINO's CPU plugin, one request at a time."""
+    """Runs an IR, or an ONNX file, on OpenVINO, one request at a time."""
 
     def __init__(
         self,
         path: Path,
         threads: int | None = None,
         settings: Mapping[str, str | int | float | bool] | None = None,
+        device: str = "CPU",
     ) -> None:
         core = ov.Core()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **(settings or {})}
-        if threads:
+        if threads and device == "CPU":
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = core.compile_model(core.read_model(path), "CPU", config)
+            self._compiled = core.compile_model(core.read_model(path), device, config)
             self._request = self._compiled.create_infer_request()
         except Exception as error:
             raise ExportError(
                 f"OpenVINO {ov.__version__} cannot compile '{path.name}': {_reason(error)}"
             ) from error
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
-        self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        self.threads = (
+            int(self._compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else 1
+        )
         self._names = [port.get_any_name() for port in self._compiled.outputs]
         self._input_names = {port.get_any_name() for port in self._compiled.inputs}
 
@@ -238,6 +243,12 @@ class OpenVinoRunner:
             name: np.array(value)
             for name, value in zip(self._names, results.to_tuple(), strict=True)
         }
+
+    def beside(self) -> "OpenVinoRunner":
+        """Return a runner of the same compiled model that may be called while this one runs."""
+        other = copy.copy(self)
+        other._request = self._compiled.create_infer_request()
+        return other
 
     def __enter__(self) -> "OpenVinoRunner":
         return self

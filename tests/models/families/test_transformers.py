@@ -209,3 +209,40 @@ def test_models_that_are_no_image_encoders_are_refused(transformers_folder):
     one_channel = transformers_folder(vit(num_channels=1), classifier=True)
     with pytest.raises(UnsupportedError, match="1 channels"):
         load(LoadOptions(str(one_channel)))
+
+
+def test_encoders_that_call_their_layers_model_are_taken_whole(transformers_folder, pictures):
+    """DINOv3's encoder holds its blocks as `model`, which is where others keep all they are."""
+    from transformers import AutoModel, DINOv3ViTConfig
+
+    config = DINOv3ViTConfig(**SMALL, intermediate_size=64, image_size=32, patch_size=8)
+    folder = transformers_folder(config, classifier=False)
+    reference = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = reference(pictures(32))
+    tokens, pooled = run(load(LoadOptions(str(folder))), pictures(32))
+    assert torch.equal(tokens, expected.last_hidden_state)
+    assert torch.equal(pooled, expected.pooler_output)
+
+
+def test_an_image_size_may_be_a_pair(transformers_folder, pictures):
+    from transformers import InternVLVisionConfig
+
+    config = InternVLVisionConfig(
+        **SMALL, intermediate_size=64, image_size=[32, 32], patch_size=[8, 8]
+    )
+    folder = transformers_folder(config, classifier=False)
+    for pixels, patches in ((None, 16), (48, 36)):
+        loaded = load(LoadOptions(str(folder), random_weights=True, image_size=pixels))
+        assert loaded.parts[0].outputs[0].shape == ("batch", 1 + patches, 32)
+        assert len(loaded.attention) == 2
+
+
+def test_a_masked_autoencoder_gives_the_same_twice_and_all_patches(transformers_folder, pictures):
+    from transformers import ViTMAEConfig
+
+    config = ViTMAEConfig(**SMALL, intermediate_size=64, image_size=32, patch_size=8)
+    loaded = load(LoadOptions(str(transformers_folder(config, classifier=False))))
+    first, second = (run(loaded, pictures(32)) for _ in range(2))
+    assert first.shape == (2, 17, 32)
+    assert torch.equal(first, second)

@@ -31,7 +31,9 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         UsageError: logits of a model without a classifier; two sources of weights.
         UnsupportedError: the input is not a square RGB image.
     """
+    from vitdeploy.models.encoders import select_outputs
     from vitdeploy.models.outputs import TransformersOutputs, choose_outputs, loaded_model
+    from vitdeploy.models.picture_input import reading_pictures
     from vitdeploy.models.timm_models import size_notes
     from vitdeploy.models.transformers_input import preprocess_from_config
 
@@ -42,15 +44,18 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     model, weights, more = _filled_model(reference, options, config)
     notes += more
     size = preprocess.size[0]
-    native_size = int(getattr(config, "image_size", None) or size)
+    native_size = _native_size(config, size)
     model = _resized(model, config, size)
     has_classifier = _is_classifier(config) and int(config.num_labels) > 0
     outputs = choose_outputs(options.outputs, reference.name, has_classifier=has_classifier)
     names: tuple[str, ...] = ("logits",)
     pruning = _pruning(config)
-    if outputs == "features":
+    if outputs != "logits" and _is_classifier(config):
         pruning = pruning.below(f"{model.base_model_prefix}.")
         model = model.base_model
+    if outputs != "logits":
+        model = reading_pictures(model, size)
+    if outputs == "features":
         names = _feature_names(model, size)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     named = has_classifier and not all(label.startswith("LABEL_") for label in labels)
@@ -64,8 +69,14 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         weights=weights,
         notes=notes + size_notes(native_size, size, "position embeddings are resampled (bicubic)"),
     )
-    rebuild = Rebuild("transformers", pruning=pruning)
-    return loaded_model(spec, TransformersOutputs(model.float().eval(), names), names, rebuild)
+    is_wrapped = outputs != "logits" and not hasattr(model, "save_pretrained")
+    rebuild = None if is_wrapped else Rebuild("transformers", pruning=pruning)
+    model = model.float().eval()
+    if outputs in ("logits", "features"):
+        return loaded_model(spec, TransformersOutputs(model, names), names, rebuild)
+    kinds, name = tuple(outputs.split(",")), reference.shown_name
+    selected, names = select_outputs(model, kinds, size, name, has_classifier=False)
+    return loaded_model(spec, selected, names, rebuild)
 
 
 def _config(reference: Reference) -> Any:
@@ -88,6 +99,15 @@ def _config(reference: Reference) -> Any:
             f"'{reference.name}' takes inputs of {channels} channels; this version takes RGB only."
         )
     return config
+
+
+def _native_size(config: Any, default: int) -> int:
+    """Return the pixels of the side the positions are for; `default` where nothing depends on it.
+
+    Some configurations give height and width.
+    """
+    size = getattr(config, "image_size", None) or default
+    return max(size) if isinstance(size, (list, tuple)) else int(size)
 
 
 def _processor(reference: Reference) -> dict[str, Any] | None:
@@ -140,14 +160,17 @@ def _filled_model(
     from vitdeploy.models.checkpoint import check_finite, read_state_dict
     from vitdeploy.models.random_weights import randomise_
 
-    with torch.random.fork_rng(devices=[]):
+    device = torch.device("meta" if options.weightless else "cpu")
+    with torch.random.fork_rng(devices=[]), device:
         torch.manual_seed(options.seed)
         model = _skeleton(config, reference)
     pruning = _pruning(config)
+    if options.weightless and pruning == PruningRecord():
+        return model, "none", ()
     if pruning != PruningRecord():
         return _filled_pruned(model, options, reference, pruning)
     if options.random_weights:
-        randomise_(model, options.seed, int(getattr(config, "image_size", None) or 224))
+        randomise_(model, options.seed, _native_size(config, 224))
         return model, "random", ()
     source: dict[str, Any] = {"pretrained_model_name_or_path": reference.value}
     what = f"'{reference.name}'"
@@ -179,7 +202,7 @@ def _filled_pruned(
 
     apply_record_(model, pruning)
     if options.random_weights:
-        randomise_(model, options.seed, int(getattr(model.config, "image_size", None) or 224))
+        randomise_(model, options.seed, _native_size(model.config, 224))
         return model, "random", ()
     file = options.checkpoint
     if file is None and reference.folder is None:
@@ -270,11 +293,11 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     patch = getattr(config, "patch_size", None)
     if patch is not None:
         check_multiple(size, max(patch) if isinstance(patch, (tuple, list)) else int(patch))
-    native = getattr(config, "image_size", None)
-    if native is None or native == size or native in ([size, size], (size, size)):
+    native = _native_size(config, size)
+    if native == size:
         return model
     smaller = copy.deepcopy(config)
-    smaller.image_size = size
+    smaller.image_size = [size, size] if isinstance(config.image_size, (list, tuple)) else size
     resized = type(model)._from_config(smaller, attn_implementation="eager")
     apply_record_(resized, _pruning(config))
     weights = model.state_dict()
