@@ -18,7 +18,7 @@ LAYERS = [
     {"models", "targets", "device", "lint", "metrics", "measure", "onnx_export", "environment"}
     | {"masks", "mask_resizing", "prompts"},
     {"compress", "activations", "predictor", "evaluation", "gates", "image_sets", "joined"}
-    | {"mask_fidelity", "worst_images"},
+    | {"zero_shot", "mask_fidelity", "worst_images"},
     {
         "advising",
         "remote",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ def test_fidelity_is_that_of_the_artefact_run_by_hand(place: Path, report: Repor
 def test_nothing_names_this_machine(place: Path):
     for path in (place / "bundle").rglob("*"):
         if path.is_file() and path.name != "recipe.yaml":
-            data = path.read_bytes()
+            # A short host name may stand in the pictures' letters by chance.
+            data = re.sub(rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+", b"", path.read_bytes())
             for name in (str(place), str(Path.cwd()), os.uname().nodename):
                 assert name.encode() not in data, f"{path.name} names {name}"
 

@@ -26,6 +26,7 @@ from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Feeds, Outputs, Runner
 from vitdeploy.targets import Target
 from vitdeploy.worst_images import Answers, worst_answers, worst_masks
+from vitdeploy.zero_shot import reads_texts, text_feeds, zero_shot_rows
 
 
 def evaluation_feeds(images: Chosen, part: ExportPart, batch: int) -> Iterator[Feeds]:
@@ -44,6 +45,9 @@ def reference_outputs(work: Work, loaded: LoadedModel, images: Chosen) -> Refere
         with reference_runner(part) as runner:
             if follows(part.inputs, outputs):
                 joined = _joined_reference(runner, part, outputs, images)
+                continue
+            if reads_texts(part):
+                outputs[part.name] = collect_outputs(runner, [text_feeds(part)])
                 continue
             outputs[part.name] = collect_outputs(
                 runner,
@@ -80,6 +84,7 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
     golden: dict[str, Outputs] = {}
     worst: list[WorstImage] = []
     images, joined = job.images, job.reference.joined
+    texts = {item.part.name: item.part for item in job.exported if reads_texts(item.part)}
     for item in compressed:
         artifact = item.artifact
         with target.open(artifact, job.work.recipe.measure.threads) as runner:
@@ -90,7 +95,10 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
                 rows += masks.rows
                 worst = worst_masks(artifact.target, images, masks.worst)
                 continue
-            outputs = _outputs_for_pictures(job, artifact, runner)
+            if artifact.part in texts:
+                outputs = collect_outputs(runner, [text_feeds(texts[artifact.part])])
+            else:
+                outputs = _outputs_for_pictures(job, artifact, runner)
         made[artifact.part] = outputs
         count = job.reference.golden_pictures
         golden[artifact.part] = {name: v[:count] for name, v in outputs.items()}
@@ -102,8 +110,9 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
             classes=images.class_output,
             centred=job.work.recipe.model.random_weights,
         )
-        if joined is None:
+        if joined is None and artifact.part not in texts:
             worst += _worst_of(job, artifact, outputs)
+    rows += zero_shot_rows(compressed[0].artifact.target, job.reference.outputs, made)
     return Judged(rows, golden, worst)
 
 

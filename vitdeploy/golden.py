@@ -17,6 +17,8 @@ from vitdeploy.errors import DataError
 from vitdeploy.manifest import require_relative
 
 Array = NDArray[np.float32]
+_TYPES = {"inputs": ("float32", "int64"), "outputs": ("float32",)}
+"""int64 for token ids."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,15 @@ def write_golden(
     """Return the file `golden/<part>.npz` under `folder`, written; equal arrays, equal bytes.
 
     Raises:
-        DataError: an array is not float32, or holds NaN or infinity.
+        DataError: an array is not float32 (an input may be int64), or holds NaN or infinity.
     """
     arrays: dict[str, Array] = {}
     for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
         for name, array in tensors.items():
-            if array.dtype != np.float32:
+            if str(array.dtype) not in _TYPES[kind]:
                 raise DataError(
                     f"Golden tensor '{name}' of part '{part}' is {array.dtype}; "
-                    "golden tensors are float32. Cast it where it is made."
+                    "golden tensors are float32, or int64 that goes in. Cast it where it is made."
                 )
             if not np.isfinite(array).all():
                 raise DataError(
@@ -65,7 +67,7 @@ def read_golden(folder: Path, part: str) -> Golden:
     """Return the golden tensors of a part of the bundle in `folder`.
 
     Raises:
-        DataError: the file is missing, damaged, or holds anything but float32 arrays.
+        DataError: the file is missing, damaged, or holds arrays of other types.
     """
     path = folder / golden_path(part)
     tensors: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
@@ -74,7 +76,7 @@ def read_golden(folder: Path, part: str) -> Golden:
             for key in archive.files:
                 kind, _, name = key.partition("/")
                 array = archive[key]
-                if array.dtype != np.float32:
+                if str(array.dtype) not in _TYPES[kind]:
                     raise ValueError(f"'{key}' is {array.dtype}, not float32")
                 tensors[kind][name] = array
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from vitdeploy.golden import write_golden
 from vitdeploy.job import ExportedPart, Job, Judged
 from vitdeploy.joined import asked_from_golden, features_of, golden_inputs, outputs_from_golden
 from vitdeploy.runner import Feeds, Outputs
+from vitdeploy.zero_shot import reads_texts, text_feeds
 
 
 def write_golden_of_target(writer: BundleWriter, target: str, judged: Judged) -> None:
@@ -22,14 +23,25 @@ def write_golden_of_target(writer: BundleWriter, target: str, judged: Judged) ->
 def write_golden_of(job: Job, item: ExportedPart) -> None:
     """Write the first evaluation images, or the prompts on them, and the reference outputs."""
     reference = job.reference
+    inputs: Feeds
+    outputs: Outputs
     if item.part.name not in reference.outputs:
         assert reference.joined is not None
         inputs, outputs = golden_inputs(reference.joined.asked), reference.joined.golden
+    elif reads_texts(item.part):
+        inputs, outputs = _golden_texts(job, item)
     else:
         pixels = job.images.evaluation.first(reference.golden_pictures)
         inputs = {item.part.inputs[0].name: pixels}
         outputs = {n: v[: len(pixels)] for n, v in reference.outputs[item.part.name].items()}
     write_golden(job.writer.folder, item.part.name, inputs, outputs)
+
+
+def _golden_texts(job: Job, item: ExportedPart) -> tuple[Feeds, Outputs]:
+    """Return the first prompts of a text tower and what the reference made of them."""
+    count = job.reference.golden_pictures
+    outputs = job.reference.outputs[item.part.name]
+    return text_feeds(item.part, count), {name: value[:count] for name, value in outputs.items()}
 
 
 def device_cases(job: Job) -> dict[str, tuple[PackageCase, ...]]:
@@ -45,6 +57,9 @@ def device_cases(job: Job) -> dict[str, tuple[PackageCase, ...]]:
 
 
 def _picture_cases(job: Job, item: ExportedPart) -> tuple[PackageCase, ...]:
+    if reads_texts(item.part):
+        inputs, outputs = _golden_texts(job, item)
+        return cases_from_arrays(inputs, outputs, 1)
     batch = job.work.recipe.export.batch
     least = batch if isinstance(batch, int) else 1
     pixels = job.images.evaluation.first(max(job.reference.golden_pictures, least))

@@ -129,9 +129,19 @@ def simplified(model: ir.Model) -> ir.Model:
     proto, is_same = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=list(_KEEP_PRODUCTS))
     if not is_same:
         raise ExportError("onnxsim changed the graph's outputs; report this model.")
+    forget_weights(model)
     result = ir.from_proto(proto)
     canonicalise_(result)
     return result
+
+
+def forget_weights(model: ir.Model) -> None:
+    """Let go of the weights of a graph that nobody uses any more.
+
+    The graph itself stays: a rule of onnxscript's rewriter keeps the node that it matched last.
+    """
+    for value in model.graph.initializers.values():
+        value.const_value = None
 
 
 def reference_runner(part: ExportPart) -> Runner:

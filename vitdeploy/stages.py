@@ -36,6 +36,7 @@ from vitdeploy.onnx_export import (
     Parity,
     check_parity,
     example_feeds,
+    forget_weights,
     onnx_from_part,
     parity_batches,
 )
@@ -50,6 +51,7 @@ from vitdeploy.recipe import (
 from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import BuildRequest, Settings, Target
 from vitdeploy.targets.onnx import OrtRunner
+from vitdeploy.zero_shot import reads_texts
 
 LEAST_INT4_PERCENT = 50.0
 """Of the weights of products; with less in INT4 an artefact is called `mixed`."""
@@ -74,7 +76,8 @@ def export_parts(
         path = writer.add_file(f"{folder}/{part.name}.onnx")
         files = save_model(model, path)
         if len(files) > 1:
-            model = ir.load(path)  # its weights are mapped from the file, and torch's can go
+            forget_weights(model)
+            model = ir.load(path)  # its weights are mapped from the file
         size = sum(file.stat().st_size for file in files)
         exported.append(ExportedPart(part, model, path, sha256_from_file(path), size))
     return exported
@@ -149,7 +152,12 @@ def output_notes(job: Job, artifacts: Sequence[Artifact]) -> list[str]:
     notes = []
     parts = {item.part.name: item.part for item in job.exported}
     for artifact in artifacts:
-        if keeps_float(parts[artifact.part]) and job.work.recipe.precision != "fp32":
+        if reads_texts(parts[artifact.part]) and job.work.recipe.precision != "fp32":
+            notes.append(
+                f"{artifact.target}, {artifact.part}: stays in FP32; it runs once a text, not once "
+                "a picture."
+            )
+        elif keeps_float(parts[artifact.part]) and job.work.recipe.precision != "fp32":
             notes.append(
                 f"{artifact.target}, {artifact.part}: stays in FP32, for it is little of the work "
                 "and its masks' edges follow from small differences."

@@ -46,6 +46,15 @@ def test_drift_that_meets_both_cancels_in_the_ratio():
     assert ratio.high == pytest.approx(2.0 * np.exp(unseen))
 
 
+def test_a_busy_machine_widens_the_interval():
+    even = np.ones(40)
+    quiet, busy = (ratio_of(even, even, share) for share in (0.0, 0.8))
+    assert quiet.high is not None
+    assert busy.high is not None
+    assert quiet.high < 1.03
+    assert busy.high > 1.08
+
+
 def test_few_rounds_have_no_interval():
     few = np.ones(MIN_ROUNDS_FOR_INTERVAL - 1)
     ratio = ratio_of(few, few)

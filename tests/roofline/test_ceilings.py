@@ -35,12 +35,16 @@ def test_every_type_is_measured_or_says_why_not(measured: Ceilings):
 def test_int8_is_the_engine_s_int8_and_not_its_float(measured: Ceilings):
     import openvino as ov
 
-    compiled = ov.Core().compile_model(ceilings._product("int8", (64, 64, 64)), "CPU")
-    kinds = {node.get_rt_info()["runtimePrecision"].astype(str)
-             for node in compiled.get_runtime_model().get_ordered_ops()
-             if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"}  # fmt: skip
-    assert kinds <= {"u8", "i8"}
-    assert kinds
+    for model in (ceilings._product, ceilings._pointwise):
+        compiled = ov.Core().compile_model(model("int8", (64, 64, 64)), "CPU")
+        nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+        types = {
+            node["runtimePrecision"].astype(str)
+            for node in nodes
+            if node["layerType"].astype(str) in ("FullyConnected", "Convolution")
+        }
+        assert types
+        assert types <= {"u8", "i8"}
     assert measured.tops["int8"] is not None
 
 

@@ -90,6 +90,52 @@ def test_int8_products_are_int8(tmp_path: Path):
     assert product.weight_bytes == 32 * 48
 
 
+def test_int4_weights_are_read_and_multiplied_in_another_type(tmp_path: Path):
+    from openvino import opset13 as op
+
+    data = op.parameter([64, 128], np.float32)
+    data.output(0).get_tensor().set_names({"x"})
+    codes = np.random.default_rng(0).integers(0, 16, (48, 2, 64)).astype(np.uint8)
+    packed = ov.Tensor(ov.Type.u4, ov.Shape(codes.shape))
+    packed.data[:] = (codes[..., ::2] | codes[..., 1::2] << 4).reshape(packed.data.shape)
+    halves = op.convert(op.constant(packed), np.float16)
+    scaled = op.multiply(halves, op.constant(np.full((48, 2, 1), 0.01, np.float16)))
+    weight = op.convert(op.reshape(scaled, [48, 128], special_zero=False), np.float32)
+    model = ov.Model([op.matmul(data, weight, transpose_a=False, transpose_b=True)], [data])
+    ov.save_model(model, tmp_path / "int4.xml", compress_to_fp16=False)
+    feeds = {"x": np.random.rand(64, 128).astype("f4")}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    layers = openvino_layers(tmp_path / "int4.xml", settings, feeds, 1)
+    (product,) = (layer for layer in layers if layer.is_product)
+    assert product.type == "fp32"
+    assert product.macs == 64 * 48 * 128
+    assert product.weight_bytes == 48 * 128 // 2
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_onnx_runtime_s_convolutions_count_alike(tmp_path: Path, kind: str):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    sizes = {"Conv": (8, 4), "ConvTranspose": (4, 8)}  # of the weight's first two axes
+    weight = np.random.default_rng(0).standard_normal((*sizes[kind], 2, 2)).astype("f4")
+    node = helper.make_node(kind, ["x", "w"], ["y"], "layer", strides=[2, 2])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "conv.onnx")
+    feeds = {"x": np.zeros((1, 4, 8, 8), "f4")}
+    layers = ort_layers(tmp_path / "conv.onnx", {}, feeds, 1)
+    # each of 4 x 4 places of the smaller grid, or each of 8 x 8 of the input, meets the weight once
+    places = {"Conv": 4 * 4, "ConvTranspose": 8 * 8}[kind]
+    assert total(layers) == places * 4 * 8 * 2 * 2
+
+
 def test_bytes_follow_shapes_and_types():
     tensors = [Tensor((2, 3), "fp32"), Tensor((10,), "int8"), Tensor((10,), "int4")]
     assert moved_bytes(tensors) == 24 + 10 + 5

@@ -27,6 +27,7 @@ from vitdeploy.models.families import (
     swin,
     timm,
     transformers,
+    two_tower,
     vit,
 )
 from vitdeploy.models.reference import Alias, Reference, is_folder_name, read_folder_config
@@ -83,13 +84,19 @@ FAMILIES: Mapping[str, Family] = types.MappingProxyType(
         "sam": sam,
         "sam2": sam2,
         "mobile_sam": mobile_sam,
+        "two_tower": two_tower,
         "transformers": transformers,
         "timm": timm,
     }
 )
 
 _MODEL_TYPES: Mapping[str, str] = types.MappingProxyType(
-    {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}
+    {
+        "sam": "sam",
+        "sam2": "sam2",
+        "sam2_video": "sam2",
+        **dict.fromkeys(two_tower.MODEL_TYPES, "two_tower"),
+    }
 )
 """Families of models in transformers' layout, by model_type; all others are `transformers`."""
 _PROMPTED = ("sam", "sam2", "mobile_sam")

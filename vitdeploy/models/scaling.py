@@ -88,6 +88,8 @@ def require_structure(options: LoadOptions) -> None:
 def cost_of(loaded: LoadedModel) -> Cost:
     """Return what one image of the model's own size costs; weights are not read.
 
+    Of a model with a text tower, its weights count and its work does not.
+
     Raises:
         ModelError: the model does not run at that size.
     """
@@ -96,7 +98,7 @@ def cost_of(loaded: LoadedModel) -> Cost:
     part = loaded.parts[0]
     size = loaded.spec.preprocess.size[0]
     counted: _Counting = run_shapes(part.module, size, _counted)
-    parameters = list(part.module.parameters())
+    parameters = [p for other in loaded.parts for p in other.module.parameters()]
     return Cost(
         image_size=size,
         tokens=max((site.tokens for site in loaded.attention if site.tokens), default=None),

@@ -177,4 +177,5 @@ def _measure(
     machine = watch.finish(spread, pins, idle)
     timed = [Timed(*one) for one in zip(cells, slots, energies, strict=True)]
     peaks = [part.station.peaks() for part in parts]
-    return result_of(parts, timed, peaks, options), machine
+    others = ((machine.others_percent or 0.0) + (machine.steal_percent or 0.0)) / 100.0
+    return result_of(parts, timed, peaks, options, min(1.0, others)), machine

@@ -1,6 +1,6 @@
 """Slots, loads and memory -> the rows of a `ProfileResult`, and the report of one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -52,6 +52,16 @@ class Timed:
 
 
 @dataclass(frozen=True)
+class _Table:
+    """Everything that was measured, as ratios need it."""
+
+    parts: Sequence[OpenPart]
+    by_cell: Mapping[int, Timed]
+    """By `id` of the cell."""
+    others_share: float
+
+
+@dataclass(frozen=True)
 class Rows:
     """What a result has of each artefact."""
 
@@ -65,6 +75,7 @@ def result_of(
     timed: Sequence[Timed],
     peaks: Sequence[Peaks],
     options: ProfileOptions,
+    others_share: float = 0.0,
 ) -> Rows:
     """Return the rows of all artefacts; ratios are against the first.
 
@@ -73,24 +84,24 @@ def result_of(
         timed: their cells, in the same order.
         peaks: of each part, at the end.
         options: what was asked for.
+        others_share: of the CPU time, what went to other work; see `ratio_of`.
     """
-    by_cell = {id(one.cell): one for one in timed}
+    table = _Table(parts, {id(one.cell): one for one in timed}, others_share)
     timings = tuple(
-        _timing_row(part, by_cell[id(cell)], parts, by_cell, options)
+        _timing_row(part, table.by_cell[id(cell)], table, options)
         for part in parts
         for cell in part.cells
     )
     loads = tuple(
         _load_row(part, own, options, len(parts)) for part, own in zip(parts, peaks, strict=True)
     )
-    return Rows(timings, _speedups(parts, by_cell), loads)
+    return Rows(timings, _speedups(table), loads)
 
 
 def _timing_row(
     part: OpenPart,
     timed: Timed,
-    parts: Sequence[OpenPart],
-    by_cell: dict[int, Timed],
+    table: _Table,
     options: ProfileOptions,
 ) -> TimingRow:
     source, cell, slots = part.source, timed.cell, timed.slots
@@ -98,7 +109,7 @@ def _timing_row(
     count = len(samples)
     jitter = jitter_ms(slots) if cell.streams == 1 else None
     no_jitter = "runs of several streams overlap" if cell.streams > 1 else "one run a round"
-    ratio, ratio_reason = _ratio(part, timed, parts, by_cell)
+    ratio, ratio_reason = _ratio(part, timed, table)
     few = f"{count} samples; {MIN_SAMPLES_FOR_P99} are needed"
     enough = count >= MIN_SAMPLES_FOR_P99
     threads = part.loaded.threads
@@ -139,41 +150,41 @@ def _throughput(cell: Cell, slots: Sequence[Slot]) -> float:
     return images / sum(slot.seconds for slot in slots)
 
 
-def _ratio(
-    part: OpenPart, timed: Timed, parts: Sequence[OpenPart], by_cell: dict[int, Timed]
-) -> tuple[Ratio | None, str | None]:
+def _ratio(part: OpenPart, timed: Timed, table: _Table) -> tuple[Ratio | None, str | None]:
     """Return the ratio against the reference's same part, batch and streams, or why none."""
-    first = parts[0].source.name
-    own = [p for p in parts if p.source.name == part.source.name]
-    theirs = [p for p in parts if p.source.name == first]
+    first = table.parts[0].source.name
+    own = [p for p in table.parts if p.source.name == part.source.name]
+    theirs = [p for p in table.parts if p.source.name == first]
     is_single = len({p.source.part for p in own}) == len({p.source.part for p in theirs}) == 1
     for other in theirs:
         for cell in other.cells:
             same = (cell.batch, cell.streams) == (timed.cell.batch, timed.cell.streams)
             if same and (is_single or other.source.part == part.source.part):
-                reference = by_cell[id(cell)]
+                reference = table.by_cell[id(cell)]
                 if reference is timed:
                     return _SAME, None
-                return ratio_of(round_medians(reference.slots), round_medians(timed.slots)), None
+                medians = round_medians(reference.slots), round_medians(timed.slots)
+                return ratio_of(*medians, table.others_share), None
     return None, (
         f"{first} was not run as part '{part.source.part}' at batch {timed.cell.batch} with "
         f"{timed.cell.streams} stream(s)"
     )
 
 
-def _speedups(parts: Sequence[OpenPart], by_cell: dict[int, Timed]) -> dict[str, Ratio]:
+def _speedups(table: _Table) -> dict[str, Ratio]:
     """Return by artefact the ratio of all its parts together, at the first batch, one stream."""
     whole: dict[str, Floats] = {}
-    for part in parts:
+    for part in table.parts:
         if part.cells[0].streams == 1:
-            medians = round_medians(by_cell[id(part.cells[0])].slots)
+            medians = round_medians(table.by_cell[id(part.cells[0])].slots)
             name = part.source.name
             whole[name] = whole[name] + medians if name in whole else medians
-    reference = whole.get(parts[0].source.name)
+    reference = whole.get(table.parts[0].source.name)
     if reference is None:
         return {}
     return {
-        name: _SAME if own is reference else ratio_of(reference, own) for name, own in whole.items()
+        name: _SAME if own is reference else ratio_of(reference, own, table.others_share)
+        for name, own in whole.items()
     }
 
 

@@ -19,6 +19,9 @@ BETWEEN_PROCESSES = 0.01
 depends on where weights and buffers come to lie. 0.015 in ten processes of the demo's artefacts on
 a busy machine, of the fastest runs, of which some is the machine's."""
 _SHARE = 0.95
+BETWEEN_LOADS = 0.045
+"""The same from one moment to another of a machine all of whose CPU time goes to others: 0.038 in
+eleven runs of the demo's artefacts beside others that took 75 to 85 %. In proportion below."""
 QUANTILES = tuple(range(0, 101, 5))
 
 Floats = NDArray[np.float64]
@@ -47,18 +50,20 @@ def spread_percent(medians: Floats) -> float:
     return float(100.0 * (high - low) / middle) if middle > 0 else 0.0
 
 
-def ratio_of(reference: Floats, own: Floats) -> Ratio:
+def ratio_of(reference: Floats, own: Floats, others_share: float = 0.0) -> Ratio:
     """Return how many times as fast as the reference, with the interval of a repeat.
 
     Both were measured in the same rounds, so the machine's drift, which meets both, cancels in a
     round's own ratio. Rounds that follow each other are alike, so blocks of them are drawn
     (circular block bootstrap, Politis and Romano 1992). The interval is that of the median of
     *another* measurement as long as this one: of the difference of two resampled medians, wider
-    by Student's factor for the few blocks there are, and by what differs between processes.
+    by Student's factor for the few blocks there are, and by what one run cannot see: where memory
+    comes to lie in a process, and that a machine busy with other work is busy in another way later.
 
     Args:
         reference: (rounds,) ms.
         own: (rounds,) ms, in the same rounds.
+        others_share: of the CPU time, what went to other processes and virtual machines; 0 to 1.
     """
     logs = np.log(reference / own)
     value = float(np.exp(np.median(logs)))
@@ -69,7 +74,7 @@ def ratio_of(reference: Floats, own: Floats) -> Ratio:
     rng = np.random.default_rng(0)
     gaps = _resampled_medians(logs, rng) - _resampled_medians(logs, rng)
     seen = _few_blocks_factor(count) * np.quantile(gaps, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
-    unseen = np.sqrt(2) * 1.96 * BETWEEN_PROCESSES
+    unseen = np.sqrt(2) * 1.96 * np.hypot(BETWEEN_PROCESSES, BETWEEN_LOADS * others_share)
     low, high = value * np.exp(np.hypot(seen, unseen) * [-1, 1])
     return Ratio(value=value, low=float(low), high=float(high))
 

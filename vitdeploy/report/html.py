@@ -165,6 +165,8 @@ def _fidelity_card(item: Headline) -> Card:
         return Card("Fidelity", "not measured", "see the table below")
     value = summary.format_metric(row, row.value)
     label = summary.metric_label(row.metric)
+    if row.metric == "mask_iou_mean":
+        return Card(label, value, f"on {row.n} masks, against FP32's")
     if row.metric in {"agreement", "cosine_mean"} or row.reference is None:
         return Card(label, value, f"on {row.n} images")
     before = summary.format_metric(row, row.reference).removesuffix(" %")

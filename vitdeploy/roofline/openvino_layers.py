@@ -81,7 +81,7 @@ def _layer(
         Tensor(_shape(port), _type(written[min(index, len(written) - 1)]))
         for index, port in enumerate(node.outputs())
     ]
-    computed = _type(facts.get("runtimePrecision", ""))
+    computed = _computed_type(facts)
     names = facts.get("originalLayersNames", "").split(",")
     macs = _macs_from_shapes(kind, inputs, outputs)
     if macs is None:  # fused attention, for one
@@ -149,6 +149,12 @@ def _is_constant(port: Any) -> bool:
 def _shape(port: Any) -> tuple[int, ...]:
     shape = port.get_partial_shape()
     return tuple(int(size.get_length()) if size.is_static else 1 for size in shape)
+
+
+def _computed_type(facts: Mapping[str, str]) -> str:
+    """Return what a kernel computes in: its name ends with that; the precision is its weights'."""
+    named = _type(facts.get("primitiveType", "").rsplit("_", 1)[-1].lower())
+    return named if named != "other" else _type(facts.get("runtimePrecision", ""))
 
 
 def _type(precision: str) -> str:

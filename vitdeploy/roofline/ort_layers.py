@@ -5,6 +5,7 @@ the product reads and writes.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime as ort
 
+from vitdeploy.graph.layout import concrete_shapes
+from vitdeploy.graph.layout_ops import Shapes
 from vitdeploy.graph.work import macs_by_node
 from vitdeploy.roofline.layers import COUNTED_RUNS, TYPE_BYTES, LayerCount, Tensor, moved_bytes
 from vitdeploy.runner import Feeds
@@ -100,12 +103,23 @@ def _macs_in_file(path: Path, batch: int) -> dict[str, int]:
     """
     model = ir.load(path)
     counted = macs_by_node(model, batch)
+    shapes = concrete_shapes(model, batch)
     found: dict[str, int] = {}
     for node in model.graph:
         macs = counted.get(str(node.name))
+        if node.op_type == "ConvTranspose":
+            macs = _transposed_macs(node, shapes, batch)
         if macs is not None:
             found[str(node.name)] = found[f"{node.outputs[0].name}_nchwc"] = batch * macs
     return found
+
+
+def _transposed_macs(node: ir.Node, shapes: Shapes, batch: int) -> int | None:
+    """Return multiply-accumulates an image: each input value meets its part of the weight once."""
+    data, weight = (shapes.get(str(value.name)) for value in node.inputs[:2] if value is not None)
+    if data is None or weight is None:
+        return None
+    return prod(data) * prod(weight[1:]) // batch
 
 
 def _kernel(event: Mapping[str, Any]) -> _Kernel:
@@ -128,7 +142,7 @@ def _layer(kernel: _Kernel, milliseconds: float, in_file: Mapping[str, int]) -> 
     macs, columns = _macs(kernel)
     is_product = macs is not None or "Conv" in kernel.kind
     if "Conv" in kernel.kind:  # in its blocked layout channels are padded
-        macs = in_file.get(kernel.name, macs)
+        macs = in_file.get(re.sub(r"_token_\d+$", "", kernel.name), macs)
     computed = _computed_type(kernel)
     moved = moved_bytes([*kernel.inputs, *kernel.outputs])
     weight = 0
@@ -161,6 +175,8 @@ def _macs(kernel: _Kernel) -> tuple[int | None, int]:
     data, output = kernel.inputs[0].shape, kernel.outputs[0].shape
     if "Attention" in kernel.kind:
         return _attention_macs(kernel), 0
+    if "ConvTranspose" in kernel.kind:
+        return None, 0
     if "Conv" in kernel.kind:
         shown = _shown_weight(kernel)
         return (None if shown is None else prod(output) * prod(shown.shape[1:])), 0

@@ -280,7 +280,8 @@ class OrtRunner:
             raise DataError(
                 f"ONNX Runtime cannot run the graph on {shapes}: {_first_line(error)}"
             ) from error
-        return dict(zip(self._names, values, strict=True))
+        # An output as it comes lies in the session's memory, and keeps all of that alive.
+        return {name: np.array(value) for name, value in zip(self._names, values, strict=True)}
 
     def __enter__(self) -> "OrtRunner":
         return self

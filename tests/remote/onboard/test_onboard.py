@@ -14,7 +14,7 @@ import pytest
 from tests.device.test_assemble import runtime_faults
 from vitdeploy import energy
 from vitdeploy.remote import session
-from vitdeploy.remote.onboard import cache, frames, machine, timing
+from vitdeploy.remote.onboard import cache, frames, machine, server, timing
 from vitdeploy.remote.onboard.cache import DeviceError, JobFolder
 from vitdeploy.remote.onboard.engines import Engine
 
@@ -187,3 +187,14 @@ def test_the_machine_is_described_from_its_files(tmp_path):
     facts = machine.describe_machine(tmp_path)
     assert (facts["board"], facts["cpu"], facts["memory_gib"]) == ("Laptop 13", "Quick CPU 9", 8.0)
     assert (facts["cpu_clock_mhz"], facts["temperature_c"]) == ([800.0, 3200.0], 45.5)
+
+
+def test_a_side_that_is_silent_for_too_long_is_gone(tmp_path, monkeypatch):
+    """A network that was cut: the pipe stays open and nothing comes."""
+    monkeypatch.setattr(server, "_SILENT_SECONDS", 0.05)
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as requests, os.fdopen(write, "wb"), JobFolder(tmp_path) as job:
+        answers = io.BytesIO()
+        server.Server(requests, answers, job).serve()
+    assert answers.getvalue() == b""
+    assert not job.path.exists()

@@ -39,9 +39,9 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
 
     if options.checkpoint is not None and options.random_weights:
         raise UsageError("--checkpoint and --random-weights exclude each other; give one.")
-    config = _config(reference)
-    preprocess, notes = preprocess_from_config(config, _processor(reference), options.image_size)
-    model, weights, more = _filled_model(reference, options, config)
+    config = config_of(reference)
+    preprocess, notes = preprocess_from_config(config, processor_of(reference), options.image_size)
+    model, weights, more = filled_model(reference, options, config)
     notes += more
     size = preprocess.size[0]
     native_size = _native_size(config, size)
@@ -79,7 +79,13 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     return loaded_model(spec, selected, names, rebuild)
 
 
-def _config(reference: Reference) -> Any:
+def config_of(reference: Reference) -> Any:
+    """Return the parsed config.json of an RGB model that transformers knows.
+
+    Raises:
+        ModelError: it does not know the model.
+        UnsupportedError: the model reads other than three channels.
+    """
     from transformers import AutoConfig
 
     from vitdeploy.models.hub import hub_access, quiet_libraries
@@ -110,7 +116,7 @@ def _native_size(config: Any, default: int) -> int:
     return max(size) if isinstance(size, (list, tuple)) else int(size)
 
 
-def _processor(reference: Reference) -> dict[str, Any] | None:
+def processor_of(reference: Reference) -> dict[str, Any] | None:
     """Return the parsed preprocessor_config.json, or None where the model has none."""
     name = "preprocessor_config.json"
     if reference.folder is not None:
@@ -149,7 +155,7 @@ def _skeleton(config: Any, reference: Reference) -> Any:
         ) from e
 
 
-def _filled_model(
+def filled_model(
     reference: Reference,
     options: LoadOptions,
     config: Any,
@@ -195,7 +201,7 @@ def _pruning(config: Any) -> PruningRecord:
 def _filled_pruned(
     model: Any, options: LoadOptions, reference: Reference, pruning: PruningRecord
 ) -> tuple[Any, Any, tuple[str, ...]]:
-    """Return as `_filled_model`; transformers' own loading knows the whole architecture only."""
+    """Return as `filled_model`; transformers' own loading knows the whole architecture only."""
     from vitdeploy.models.checkpoint import find_weights
     from vitdeploy.models.pruned import apply_record_, fill_
     from vitdeploy.models.random_weights import randomise_

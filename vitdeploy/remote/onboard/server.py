@@ -30,6 +30,8 @@ GREETING = b"vitdeploy onboard 1\n"
 """Before it, a login script may have printed anything."""
 _DEVICE_REPORT = "device_report.json"
 _POLL_SECONDS = 0.2
+_SILENT_SECONDS = 600.0
+"""A network that was cut tells nothing: after so long without a request the other side is gone."""
 
 
 class Gone(Exception):  # noqa: N818 - no error: the other side has left
@@ -51,9 +53,9 @@ class Server:
         self._peak_reason: str | None = "nothing was opened"
 
     def serve(self) -> None:
-        """Answer until the other side ends or is gone."""
+        """Answer until the other side ends, is gone, or is silent for too long."""
         with self._tuning:
-            while True:
+            while select.select([self._requests], [], [], _SILENT_SECONDS)[0]:
                 frame = read_frame(self._requests)
                 if frame is None or frame[0]["do"] == "end":
                     return
