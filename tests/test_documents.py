@@ -12,10 +12,6 @@ from tests.small_models import loaded_from_part
 from vitdeploy.bundle import Artifact, BundleWriter, TensorInfo, load_bundle, sha256_from_file
 from vitdeploy.compress.int8 import Int8Result, SearchCost
 from vitdeploy.documents import (
-    REFERENCE,
-    Compressed,
-    Findings,
-    Measured,
     assemble_report,
     latency_row,
     report_of_bundle,
@@ -24,6 +20,7 @@ from vitdeploy.documents import (
 )
 from vitdeploy.errors import UsageError
 from vitdeploy.evaluation import fidelity_rows
+from vitdeploy.findings import REFERENCE, Compressed, Findings, Measured
 from vitdeploy.image_sets import choose_sets
 from vitdeploy.measure import StageRecord, Timing
 from vitdeploy.models.description import ModelDescription, describe

@@ -39,6 +39,8 @@ LAYERS = [
         "roofline",
         "doctor",
         "documents",
+        "findings",
+        "notes",
         "diagnosis",
     },
     {"cli", "console", "display", "display_profile", "__main__"},

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 from vitdeploy.bundle import Artifact
-from vitdeploy.documents import Compressed
 from vitdeploy.evaluation import collect_outputs, fidelity_rows
+from vitdeploy.findings import Compressed
 from vitdeploy.image_sets import Chosen
 from vitdeploy.job import Job, Judged, Reference, Work, batch_of
 from vitdeploy.joined import (

@@ -1,33 +1,29 @@
 """What a run writes beside the artefacts: the report, the manifest's head, the model card."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from vitdeploy.activations import ActivationRecord
 from vitdeploy.bundle import Artifact, Bundle, BundleWriter
-from vitdeploy.compress.int4 import Int4Result
-from vitdeploy.compress.int8 import Int8Result, SearchCost
+from vitdeploy.compress.int8 import SearchCost
 from vitdeploy.data import Preprocess
 from vitdeploy.environment import describe_environment, package_versions
 from vitdeploy.errors import UsageError
+from vitdeploy.findings import REFERENCE, Compressed, Findings, Measured
 from vitdeploy.gates import check_gates
 from vitdeploy.image_sets import Chosen, stamps_of
 from vitdeploy.manifest import Manifest, ModelEntry, TilingEntry
-from vitdeploy.measure import StageRecord, Timing
 from vitdeploy.models.description import ModelDescription
 from vitdeploy.models.spec import LoadedModel
+from vitdeploy.notes import advice, int4_notes, placement_notes
 from vitdeploy.onnx_export import Parity
 from vitdeploy.recipe import Recipe, recipe_sha256, yaml_from_recipe
 from vitdeploy.report import (
     WRITERS,
     ArtifactRow,
-    BlockNoise,
     FidelityRow,
     GateRow,
     LatencyRow,
     ModelInfo,
-    OutlierRow,
     ParityRow,
     PrecisionInfo,
     Report,
@@ -37,55 +33,6 @@ from vitdeploy.report import (
 )
 from vitdeploy.report.schema import MIN_SAMPLES_FOR_P99
 from vitdeploy.version import __version__
-
-REFERENCE = "reference"
-"""Name of the FP32 ONNX among the timed subjects and the sizes."""
-SLOWER_BELOW = 0.97
-"""A ratio below this is slower; between it and 1 is noise."""
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """An artefact, and how it was quantised where it was."""
-
-    artifact: Artifact
-    quantized: Int8Result | None = None
-    int4: Int4Result | None = None
-    activations: ActivationRecord | None = None
-    """What products with INT4 weights compute on, where there are any."""
-    restored: tuple[str, ...] = ()
-    """Products that went back to float because the gate on fidelity was missed, noisiest first."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Latencies of one target and part."""
-
-    target: str
-    part: str
-    engine: str
-    threads: int
-    precision: str
-    timing: Timing
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything a run found out."""
-
-    compressed: Sequence[Compressed]
-    reference_bytes: int
-    fidelity: Sequence[FidelityRow]
-    parity: Sequence[Parity]
-    latency: Sequence[Measured]
-    stages: Sequence[StageRecord]
-    selection: Sequence[str] = ()
-    """What was timed and kept, for people."""
-    untimed: Mapping[str, str] = field(default_factory=dict)
-    """By target that cannot be timed on this machine: why."""
-    worst_images: Sequence[WorstImage] = ()
-    sensitivity: Sequence[BlockNoise] = ()
-    outliers: Sequence[OutlierRow] = ()
 
 
 def assemble_report(
@@ -134,9 +81,9 @@ def assemble_report(
             *loaded.spec.notes,
             *images.notes,
             *findings.selection,
-            *_placement_notes(findings),
-            *_int4_notes(findings),
-            *_advice(recipe, speedup),
+            *placement_notes(findings.compressed),
+            *int4_notes(findings.compressed),
+            *advice(recipe, speedup),
         ),
     )
 
@@ -350,78 +297,3 @@ def _search_rows(findings: Findings) -> list[SearchRow]:
             )
         )
     return rows
-
-
-def _placement_notes(findings: Findings) -> list[str]:
-    """Return what the INT8 search chose, one line a target."""
-    notes = []
-    for item in findings.compressed:
-        found = item.quantized
-        if found is None:
-            continue
-        target = item.artifact.target
-        line = f"INT8 on {target}: {found.int8_macs_percent:.1f} % of the MACs with weights; "
-        line += _search_note(found)
-        if found.choices.kept_float:
-            total = sum(found.noise.values())
-            noise = sum(found.noise.get(name, 0.0) for name in found.choices.kept_float)
-            share = f" ({100 * noise / total:.0f} % of the noise)" if total else ""
-            line += f"; too noisy for INT8 and kept in float{share}: "
-            line += ", ".join(found.choices.kept_float[:5])
-            more = len(found.choices.kept_float) - 5
-            line += f" and {more} more" if more > 0 else ""
-        if found.attention.ceilings:
-            line += f"; {len(found.attention.ceilings)} attention layer(s) in INT8 throughout"
-        if item.restored:
-            line += f"; back in float to keep max_drop_points: {', '.join(item.restored)}"
-        if found.placement_reason:
-            line += f"; sites not measured: {found.placement_reason}"
-        notes.append(line + ".")
-    return notes
-
-
-def _int4_notes(findings: Findings) -> list[str]:
-    """Return what has INT4 weights and what was computed on, one line a target."""
-    notes = []
-    for item in findings.compressed:
-        found, seen = item.int4, item.activations
-        if found is None or seen is None:
-            continue
-        line = (
-            f"INT4 on {item.artifact.target}: {found.int4_weights_percent:.1f} % of the weights of "
-            f"products, in blocks of {', '.join(map(str, sorted(set(found.blocks.values()))))}; "
-            f"they compute on activations in {seen.text}"
-        )
-        version = item.artifact.settings.get("trt_version")
-        line += f"; needs TensorRT {version} or newer" if version else ""
-        if found.choices.kept_int8:
-            kept = found.choices.kept_int8
-            more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
-            line += f"; too noisy for INT4 and kept in INT8: {', '.join(kept[:5])}{more}"
-        if found.skipped:
-            line += f"; int4.search_seconds did not allow: {', '.join(found.skipped)}"
-        notes.append(line + ".")
-    return notes
-
-
-def _search_note(found: Int8Result) -> str:
-    """Return what the search did, what it cost, and what its budget did not allow."""
-    folded = sum(fold.strength not in ("off", "refused") for fold in found.folds)
-    note = (
-        f"{folded} exact folds, chosen from {found.search.candidates} candidates measured in "
-        f"{found.search.seconds:.0f} s; GPTQ rounded {len(found.choices.rounded)} products"
-    )
-    if found.search.skipped:
-        note += f"; int8.search_seconds did not allow: {', '.join(found.search.skipped)}"
-    return note
-
-
-def _advice(recipe: Recipe, speedup: Mapping[str, float | None]) -> list[str]:
-    notes = []
-    for name, ratio in speedup.items():
-        if recipe.precision != "fp32" and ratio is not None and ratio < SLOWER_BELOW:
-            notes.append(
-                f"{recipe.precision} on {name} is {1 / ratio:.1f}x slower than FP32 on ONNX "
-                "Runtime here; use it for its size only."
-            )
-    return notes

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitdeploy.documents import Compressed
 from vitdeploy.errors import VitdeployError
+from vitdeploy.findings import Compressed
 from vitdeploy.job import Job
 from vitdeploy.report import BlockNoise, OutlierRow
 

@@ -13,13 +13,12 @@ from vitdeploy.comparing import reference_outputs
 from vitdeploy.device import PackageOptions
 from vitdeploy.device_package import fusion_notes, lint_graphs, package_graphs, size_notes
 from vitdeploy.documents import (
-    REFERENCE,
-    Findings,
     assemble_report,
     tiling_of,
     write_documents,
 )
 from vitdeploy.errors import UsageError
+from vitdeploy.findings import REFERENCE, Findings
 from vitdeploy.golden_set import device_cases, write_golden_of, write_golden_of_target
 from vitdeploy.image_sets import choose_sets, reject_missing_calibration, stamps_of
 from vitdeploy.job import Job, Work, note_all

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vitdeploy.comparing import compare
-from vitdeploy.documents import Compressed
+from vitdeploy.findings import Compressed
 from vitdeploy.job import Job, Judged, Plan
 from vitdeploy.report import FidelityRow
 from vitdeploy.stages import build_target

@@ -13,7 +13,6 @@ from typing import cast
 
 from vitdeploy.bundle import Artifact
 from vitdeploy.comparing import compare
-from vitdeploy.documents import Compressed
 from vitdeploy.errors import (
     CompressionError,
     DataError,
@@ -23,6 +22,7 @@ from vitdeploy.errors import (
     VitdeployError,
 )
 from vitdeploy.evaluation import find_value
+from vitdeploy.findings import Compressed
 from vitdeploy.gates import is_within_gate, unfaithful_reason
 from vitdeploy.job import Job, Judged, Plan
 from vitdeploy.lint.versions import version_from_text

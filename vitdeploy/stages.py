@@ -20,11 +20,7 @@ from vitdeploy.compress.folding import Memory
 from vitdeploy.compress.int4 import Int4Result, quantize_int4
 from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.compress.placement import LEAST_INT8_PERCENT
-from vitdeploy.documents import (
-    REFERENCE,
-    Compressed,
-    Measured,
-)
+from vitdeploy.findings import REFERENCE, Compressed, Measured
 from vitdeploy.graph.attention import recognise_attention
 from vitdeploy.graph.save import save_model
 from vitdeploy.image_sets import Chosen, Source

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from vitdeploy.documents import Compressed
 from vitdeploy.energy import EnergySource, find_energy_source
 from vitdeploy.errors import DataError, UnsupportedError
+from vitdeploy.findings import Compressed
 from vitdeploy.job import ExportedPart, Job
 from vitdeploy.runner import Feeds, Runner
 from vitdeploy.stages import timing_feeds

@@ -11,9 +11,9 @@ from vitdeploy.advising.energy_use import energy_use
 from vitdeploy.advising.schema import AdviceRow, Objective, Tried
 from vitdeploy.advising.workshop import Workshop
 from vitdeploy.bundle import BundleWriter
-from vitdeploy.documents import REFERENCE, Measured
 from vitdeploy.errors import UnsupportedError
 from vitdeploy.evaluation import drop_points
+from vitdeploy.findings import REFERENCE, Measured
 from vitdeploy.image_sets import reject_missing_calibration
 from vitdeploy.job import ExportedPart, Job
 from vitdeploy.pipeline import resolved_recipe

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from vitdeploy.bundle import Artifact, Bundle, read_golden
 from vitdeploy.compress.rotating import rotate_
-from vitdeploy.documents import REFERENCE
 from vitdeploy.errors import CompressionError, DataError, UnsupportedError, VitdeployError
+from vitdeploy.findings import REFERENCE
 from vitdeploy.models import load
 from vitdeploy.onnx_export import PARITY_TOLERANCE, onnx_from_part
 from vitdeploy.pipeline import load_options, with_fixed_batch
