@@ -52,8 +52,8 @@ def test_in_int8_the_engines_say_which_products_are(bundles: Path, feeds):
     """What the engine runs, not what the graph asks for: each has INT8 kernels here."""
     for time in times_by_layer(load_bundle(bundles / "int8"), "model", feeds):
         assert time.int8_products_percent > 0
-        # Attention stays in float.
-        assert time.float_products_percent > 0
+        # On OpenVINO attention may be in INT8 too, and nothing is left.
+        assert time.float_products_percent > 0 or time.target == "openvino"
         assert time.int8_products_percent + time.float_products_percent <= 100.0001
 
 
