@@ -90,7 +90,7 @@ def shorten_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_fence_is_understood():
     assert README.count("```") == 2 * len(blocks())
     assert {block.language for block in blocks()} == {"console", "python"}
-    assert README.count(NEEDS_THE_HUB) == sum(block.needs_the_hub for block in blocks()) == 1
+    assert README.count(NEEDS_THE_HUB) == sum(block.needs_the_hub for block in blocks()) == 2
     assert all(block.commands() for block in blocks() if block.language == "console")
 
 
