@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vitdeploy export vit-digits --int8 --target onnx --target openvino --output demo --force
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

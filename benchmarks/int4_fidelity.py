@@ -27,6 +27,7 @@ from vitdeploy.compress.int4 import Int4Result, quantize_int4
 from vitdeploy.graph.gemm import matmul_from_gemm_
 from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
 from vitdeploy.graph.save import weights_bytes
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.recipe import INT4_OPSET, Int4Section
 from vitdeploy.targets import BuildRequest, load_target
 from vitdeploy.targets.onnx import runner_from_model
@@ -201,7 +202,7 @@ def nncf(mode: str, steps: Mapping[str, bool]) -> Callable[[Subject, Results], F
             ov.save_model(compressed, Path(folder) / "int4.xml", compress_to_fp16=False)
             size = (Path(folder) / "int4.bin").stat().st_size
         settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-        engine = ov.Core().compile_model(compressed, "CPU", settings)
+        engine = openvino_core().compile_model(compressed, "CPU", settings)
         starts = range(0, len(subject.pixels), fidelity.BATCH)
         parts = [np.array(engine(subject.pixels[s : s + fidelity.BATCH])[0]) for s in starts]
         return np.concatenate(parts), size

@@ -29,6 +29,7 @@ from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.models import load
 from vitdeploy.models.spec import LoadOptions
 from vitdeploy.onnx_export import onnx_from_part
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.recipe import Int8Section
 from vitdeploy.targets import BuildRequest, load_target
 from vitdeploy.targets.onnx import OrtRunner, runner_from_model
@@ -366,9 +367,8 @@ def _openvino_from(model: ir.Model) -> object:
 
 
 def _run_openvino(model: object, pixels: np.ndarray) -> np.ndarray:
-    import openvino as ov
 
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     starts = range(0, len(pixels), BATCH)
     return np.concatenate([np.array(compiled(pixels[s : s + BATCH])[0]) for s in starts])
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.profiling import ProfileOptions, profile_artifacts
 from vitdeploy.profiling.engines import Setup
 from vitdeploy.profiling.stations import LocalStation
@@ -194,10 +195,8 @@ def bare_call(source: Source, batch: int, threads: int) -> Any:
             return session.run(names, feeds)
 
     else:
-        import openvino as ov
-
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        compiled = ov.Core().compile_model(source.path, "CPU", {**config, **source.settings})
+        compiled = openvino_core().compile_model(source.path, "CPU", {**config, **source.settings})
         request = compiled.create_infer_request()
 
         def run() -> object:

@@ -13,7 +13,7 @@ import vitdeploy
 
 PACKAGE = Path(vitdeploy.__file__).parent
 LAYERS = [
-    {"errors", "progress", "version", "cpu", "allocator", "energy"},
+    {"errors", "progress", "version", "cpu", "allocator", "energy"} | {"openvino_core"},
     {"recipe", "bundle", "manifest", "golden", "output", "data", "graph", "report", "runner"},
     {"models", "targets", "device", "lint", "metrics", "measure", "onnx_export", "environment"}
     | {"masks", "mask_resizing", "prompts"},

@@ -95,7 +95,7 @@ def test_the_fastest_is_kept_and_its_settings_are_in_the_bundle(place, tmp_path,
     (artifact,) = load_bundle(tmp_path / "out").artifacts()
     assert artifact.settings == ONE_THREAD
     with vitdeploy.load(tmp_path / "out") as predictor:
-        assert predictor._runner.threads == 1
+        assert predictor._engine._runner.threads == 1
     notes = " ".join(report.notes)
     assert "kept INT8 (INFERENCE_PRECISION_HINT=f32, INFERENCE_NUM_THREADS=1)" in notes
     assert "FP32 (INFERENCE_PRECISION_HINT=f32) is 3.00x slower here." in notes

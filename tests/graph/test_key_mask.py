@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
-import openvino as ov
 import pytest
 
 from vitdeploy.cpu import cpu_has
 from vitdeploy.graph.key_mask import widen_key_masks_
 from vitdeploy.graph.surgery import constant_of
+from vitdeploy.openvino_core import openvino_core
 
 KEYS = 40
 FEEDS = {
@@ -33,7 +33,7 @@ def attention(mask: tuple[int, ...], heads: int | str = 4) -> ir.Model:
 
 
 def run(model: ir.Model, hint: str = "f32") -> np.ndarray:
-    core = ov.Core()
+    core = openvino_core()
     read = core.read_model(ir.to_proto(model).SerializeToString())
     compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return np.array(compiled(FEEDS)[0])

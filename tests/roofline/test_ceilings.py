@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.report.profile import Ceilings
 from vitdeploy.roofline import ceilings
 from vitdeploy.roofline.ceilings import ceilings_of_machine, ceilings_path, measure_ceilings
@@ -33,10 +34,9 @@ def test_every_type_is_measured_or_says_why_not(measured: Ceilings):
 
 
 def test_int8_is_the_engine_s_int8_and_not_its_float(measured: Ceilings):
-    import openvino as ov
 
     for model in (ceilings._product, ceilings._pointwise):
-        compiled = ov.Core().compile_model(model("int8", (64, 64, 64)), "CPU")
+        compiled = openvino_core().compile_model(model("int8", (64, 64, 64)), "CPU")
         nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
         types = {
             node["runtimePrecision"].astype(str)

@@ -9,6 +9,7 @@ import pytest
 
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.recipe import INT4_PRECISIONS, Int8Section
 from vitdeploy.targets import TARGETS, BuildRequest, Target, load_target
 from vitdeploy.targets.onnx import runner_from_model
@@ -165,10 +166,9 @@ def test_onnxruntime_runs_the_products_in_int8(
 def test_openvino_runs_the_products_in_int8(
     vit_graph: ir.Model, pixels: np.ndarray, tmp_path: Path
 ):
-    import openvino as ov
 
     artifact = build("openvino", "int8", vit_graph, pixels, tmp_path)
-    core = ov.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(artifact.path), "CPU")
     kinds = [
         op.get_rt_info()["runtimePrecision"].astype(str)

@@ -14,6 +14,7 @@ import psutil
 from vitdeploy.allocator import is_glibc
 from vitdeploy.cpu import cpu_has
 from vitdeploy.environment import PACKAGES
+from vitdeploy.openvino_core import openvino_core
 
 BESIDE = ("torchvision", "tensorrt", "tensorrt-rtx", "accelerate")
 """Packages that matter here and are not in every report's environment."""
@@ -137,9 +138,7 @@ def _ort_providers() -> tuple[str, ...]:
 
 def _openvino_devices() -> dict[str, str]:
     try:
-        import openvino as ov
-
-        core = ov.Core()
+        core = openvino_core()
         names = core.available_devices
         return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in names}
     except (ImportError, RuntimeError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import ExportError, UnsupportedError
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.profiling.subjects import Source
 from vitdeploy.runner import Feeds, Runner
 
@@ -59,7 +60,7 @@ def require_device(device: str) -> None:
     elif device in ("gpu", "npu"):
         import openvino as ov
 
-        found = list(ov.Core().available_devices)
+        found = list(openvino_core().available_devices)
         if not any(name.split(".")[0] == device.upper() for name in found):
             raise UnsupportedError(
                 f"--device {device} needs OpenVINO's {device.upper()}, and OpenVINO "

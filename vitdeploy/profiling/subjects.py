@@ -15,6 +15,7 @@ from vitdeploy.errors import DataError, ExportError, UnsupportedError, UsageErro
 from vitdeploy.golden import read_golden
 from vitdeploy.joined import asked_from_golden, features_of, follows, one_prompt
 from vitdeploy.manifest import MANIFEST_NAME
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.profiling.options import ProfileOptions
 from vitdeploy.runner import Feeds
 from vitdeploy.targets import Settings
@@ -175,10 +176,8 @@ def _from_onnx(path: Path, options: ProfileOptions) -> Source:
 
 def _from_ir(path: Path) -> Source:
     """Return an OpenVINO IR from anywhere, fed as an ONNX file is."""
-    import openvino as ov
-
     try:
-        model = ov.Core().read_model(path)
+        model = openvino_core().read_model(path)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1][:200]
         raise ExportError(f"OpenVINO cannot read '{path.name}': {reason}") from error

@@ -30,6 +30,7 @@ from vitdeploy.remote.onboard.frames import read_frame, write_frame
 _GREETING = b"vitdeploy onboard 1\n"
 _MODULES = (
     "vitdeploy.energy",
+    "vitdeploy.openvino_core",
     "vitdeploy.device.onboard.board",
     "vitdeploy.remote.onboard.cache",
     "vitdeploy.remote.onboard.frames",

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from vitdeploy.cpu import cpu_has, cpu_name
 from vitdeploy.environment import package_versions
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.report.profile import Ceilings
 
 _SHAPES = ((256, 768, 768), (512, 1024, 1024), (2048, 1024, 2048))
@@ -76,12 +77,11 @@ def ceilings_path(threads: int, folder: Path | None = None) -> Path:
 
 def measure_ceilings(threads: int) -> Ceilings:
     """Return what this machine reaches now."""
-    import openvino as ov
     import torch
 
     tops: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -111,14 +111,12 @@ def measure_ceilings(threads: int) -> Ceilings:
 
 def _openvino_rate(model: Any, shape: tuple[int, int, int], threads: int, hint: str) -> float:
     """Return operations a second of a model's one product, by the engine's own counter."""
-    import openvino as ov
-
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": threads,
         "PERF_COUNT": True,
     }
-    compiled = ov.Core().compile_model(model, "CPU", config)
+    compiled = openvino_core().compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
     rows, inner, columns = shape
     data = np.random.default_rng(0).random(tuple(model.inputs[0].shape), dtype=np.float32)

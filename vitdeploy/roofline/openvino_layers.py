@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.roofline.layers import COUNTED_RUNS, LayerCount, Tensor, moved_bytes
 from vitdeploy.runner import Feeds
 from vitdeploy.targets import Settings
@@ -38,7 +38,7 @@ def openvino_layers(
         feeds: of one run; the shapes are fixed to theirs.
         threads: of the engine; its own choice where None.
     """
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(path)
     names = {port.get_any_name() for port in model.inputs}
     wanted = {name: value for name, value in feeds.items() if name in names}

@@ -16,6 +16,7 @@ from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.blocks import block_sizes, half_scales_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import save_model
+from vitdeploy.openvino_core import openvino_core
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
@@ -102,7 +103,7 @@ def float_settings(artifact: Artifact) -> Settings:
 
 def variants() -> tuple[Variant, ...]:
     """Return what this CPU computes in; INT8 with each type for the layers between."""
-    half = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    half = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = ["fp32", *(["bf16"] if cpu_has("bf16") else []), *(["fp16"] if "FP16" in half else [])]
     between = ["bf16", "f32"] if cpu_has("bf16") else ["f32"]
     return (
@@ -162,7 +163,7 @@ def open(artifact: Artifact, threads: int | None = None) -> "OpenVinoRunner":  #
 
 def layer_times(artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
     """Return OpenVINO's performance counters; fused attention is one `Subgraph`."""
-    core = ov.Core()
+    core = openvino_core()
     config = {"PERFORMANCE_HINT": "LATENCY", **artifact.settings, "PERF_COUNT": True}
     request = core.compile_model(core.read_model(artifact.path), "CPU", config)
     request = request.create_infer_request()
@@ -209,7 +210,7 @@ class OpenVinoRunner:
         settings: Mapping[str, str | int | float | bool] | None = None,
         device: str = "CPU",
     ) -> None:
-        core = ov.Core()
+        core = openvino_core()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **(settings or {})}
         if threads and device == "CPU":
             config["INFERENCE_NUM_THREADS"] = threads

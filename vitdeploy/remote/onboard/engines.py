@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.openvino_core import openvino_core
+
 from .cache import DeviceError
 
 
@@ -106,7 +108,7 @@ def _open_openvino(path: Path, threads: int | None, settings: Mapping[str, Any])
 
     before = time.perf_counter()
 
-    core = ov.Core()
+    core = openvino_core()
     config = {"PERFORMANCE_HINT": "LATENCY", **settings}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
