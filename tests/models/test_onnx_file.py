@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.onnx_files import add_output, fix_batch, rename, set_input, tiny_proto, write_onnx
-from vitdeploy.errors import ModelError, UsageError
+from vitdeploy.errors import ModelError, UnsupportedError, UsageError
 from vitdeploy.models import LoadOptions, describe, load
 from vitdeploy.models.onnx_file import read_onnx
 from vitdeploy.models.spec import LoadedModel, TensorSpec
@@ -175,7 +175,6 @@ def class_number(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (second_input, r"2 inputs \(pixel_values, mask\)"),
         (lambda p: set_input(p, ["n", 16, 16, 3]), r"\(\?, 16, 16, 3\).*channels first"),
         (lambda p: set_input(p, ["n", 3, 16]), "RGB image"),
         (lambda p: set_input(p, ["n", 3, 16, 16], TensorProto.UINT8), "UINT8.*float32 image"),
@@ -190,6 +189,11 @@ def class_number(proto: onnx.ModelProto) -> None:
 def test_what_cannot_be_quantised_is_refused(change, message: str, tmp_path: Path):
     with pytest.raises(ModelError, match=message):
         loaded(write_onnx(tmp_path / "bad.onnx", change))
+
+
+def test_a_graph_of_more_than_an_image_is_beyond_this_tool(tmp_path: Path):
+    with pytest.raises(UnsupportedError, match=r"2 inputs \(pixel_values, mask\)"):
+        loaded(write_onnx(tmp_path / "two.onnx", second_input))
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path):

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from vitdeploy.data import Preprocess
-from vitdeploy.errors import ModelError, UsageError, VitdeployError
+from vitdeploy.errors import ModelError, UnsupportedError, UsageError, VitdeployError
 from vitdeploy.graph.opset import require_plain
 from vitdeploy.graph.work import macs_by_node
 from vitdeploy.models.spec import (
@@ -52,6 +52,7 @@ def load_onnx(options: LoadOptions) -> LoadedModel:
         ModelError: no such file, damaged, without its external data, or not an FP32 graph from
             one image to float outputs that ONNX Runtime can run.
         UsageError: an image size, a batch or an output that the file does not have.
+        UnsupportedError: the graph has more inputs than the image.
     """
     path = Path(options.source).expanduser()
     proto = read_onnx(path, weights=False)
@@ -157,11 +158,14 @@ def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
 def _image_input(proto: onnx.ModelProto, shown: str) -> onnx.ValueInfoProto:
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(
-            f"'{shown}' has {len(inputs)} inputs ({names}); one image (N, 3, H, W) is needed. "
-            "Export the image encoder alone."
+    if not inputs:
+        raise ModelError(f"'{shown}' has no input; one image (N, 3, H, W) is needed.")
+    if len(inputs) > 1:
+        names = ", ".join(value.name for value in inputs)
+        raise UnsupportedError(
+            f"'{shown}' has {len(inputs)} inputs ({names}); one image (N, 3, H, W) is supported. "
+            "Give the image encoder alone; a prompt decoder is quantised together with its "
+            "encoder: vitdeploy export MODEL --int8."
         )
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
