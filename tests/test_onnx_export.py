@@ -14,7 +14,7 @@ from vitdeploy.errors import ExportError
 from vitdeploy.graph.attention import recognise_attention
 from vitdeploy.graph.save import save_model
 from vitdeploy.models.spec import ExportPart, TensorSpec
-from vitdeploy.onnx_export import check_parity, onnx_from_part, parity_batches
+from vitdeploy.onnx_export import check_parity, free_module_, onnx_from_part, parity_batches
 from vitdeploy.targets.onnx import OrtRunner, runner_from_model
 
 OPSET = 20
@@ -350,3 +350,14 @@ def test_a_part_of_several_inputs_is_held_to_its_reference(tmp_path):
         pytest.raises(ExportError, match="exported graph of 'weigher' differs from torch"),
     ):
         check_parity(part, runner, images, [2])
+
+
+def test_what_is_left_of_a_module_holds_no_weights(images: np.ndarray):
+    part = small_part("vit")
+    before = part.module(torch.from_numpy(images)).detach().numpy()
+    model = onnx_from_part(part, images, "dynamic", 20)
+    free_module_(part)
+    assert all(tensor.numel() == 0 for tensor in part.module.parameters())
+    with runner_from_model(model) as runner:
+        (after,) = runner({part.inputs[0].name: images}).values()
+    np.testing.assert_allclose(after, before, atol=1e-5)

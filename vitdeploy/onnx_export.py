@@ -144,6 +144,20 @@ def forget_weights(model: ir.Model) -> None:
         value.const_value = None
 
 
+def free_module_(part: ExportPart) -> None:
+    """Empty the parameters and buffers of a part's torch module, which is of no use afterwards.
+
+    Dropping the module does not free them: what torch traced keeps them through the values that
+    its graph once had as inputs (onnx_ir 1.1 counts them and never lets go of the last count).
+    """
+    import torch
+
+    if part.module is None:
+        return
+    for tensor in (*part.module.parameters(), *part.module.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
 def reference_runner(part: ExportPart) -> Runner:
     """Return what all else is compared with: the torch module, or the ONNX file as it came."""
     if part.file is None:

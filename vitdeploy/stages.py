@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.activations import record_activations
+from vitdeploy.allocator import return_freed_memory
 from vitdeploy.bundle import Artifact, BundleWriter
 from vitdeploy.compress.folding import Memory
 from vitdeploy.compress.int4 import Int4Result, quantize_int4
@@ -33,6 +34,7 @@ from vitdeploy.onnx_export import (
     check_parity,
     example_feeds,
     forget_weights,
+    free_module_,
     onnx_from_part,
     parity_batches,
 )
@@ -80,7 +82,13 @@ def export_parts(
 
 
 def without_modules(exported: list[ExportedPart]) -> list[ExportedPart]:
-    """Return the parts without their torch modules, once nothing runs those any more."""
+    """Return the parts without their torch modules, once nothing runs those any more.
+
+    The modules are emptied: nothing can run them afterwards.
+    """
+    for item in exported:
+        free_module_(item.part)
+    return_freed_memory()
     return [replace(item, part=replace(item.part, module=None)) for item in exported]
 
 
@@ -104,6 +112,7 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
         if kept == "int8":
             with job.work.stage(f"quantize {name}"):
                 quantized = quantize(job, target, item, plan.pinned)
+                return_freed_memory()
             model = quantized.model
             kept = "int8" if quantized.int8_macs_percent >= LEAST_INT8_PERCENT else "mixed"
         elif kept in INT4_PRECISIONS:
@@ -123,6 +132,7 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
                 trt_version=job.work.recipe.export.trt_version,
             )
             artifact = with_settings(target.build(request), settings)
+            return_freed_memory()
             if int4 is not None:
                 feeds = filled_feeds(job, item, probed)
                 activations = record_activations(target, artifact, model, feeds)
