@@ -19,6 +19,7 @@ and of two processes against one.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -224,7 +225,7 @@ def command_speed(arguments: argparse.Namespace, few: Path, processes: int) -> f
     }
     recipe = arguments.output / "throughput.yaml"
     recipe.write_text(yaml.safe_dump(data))
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     start = [sys.executable, *(launch if processes > 1 else []), "-m", "vitdeploy", "distill"]
     folder = arguments.output / "throughput"
     done = subprocess.run(
@@ -232,6 +233,7 @@ def command_speed(arguments: argparse.Namespace, few: Path, processes: int) -> f
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return float(json.loads(done.stdout)["metrics"][-1]["images_per_second"])
 

@@ -137,7 +137,7 @@ def test_two_processes_train_as_one_does(place, tmp_path):
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(recipe(place, accumulation=2)))
     one = ["distill", str(tmp_path / "one.yaml"), "-o", str(tmp_path / "one"), "--quiet"]
     assert exit_code_from(one) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     two = ["distill", str(tmp_path / "two.yaml"), "-o", str(tmp_path / "two"), "--json"]
     done = subprocess.run(
         [*launch, "-m", "vitdeploy", *two],
@@ -148,6 +148,7 @@ def test_two_processes_train_as_one_does(place, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)  # one process writes, once
+    assert "2 processes train together." in report["notes"]
     single = json.loads((tmp_path / "one/training.json").read_text())
     assert report["top1"] == pytest.approx(single["top1"])
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -97,7 +97,8 @@ def distill(
 ) -> None:
     """Train MODEL on what its teachers say; write a model folder, which is a MODEL itself.
 
-    On several processes, GPUs or machines: `accelerate launch -m vitdeploy distill ...`.
+    On several GPUs or machines: `accelerate launch -m vitdeploy distill ...`; in several processes
+    on CPUs: `torchrun --nproc_per_node 2 -m vitdeploy distill ...`.
     """
     from vitdeploy.console import ConsoleProgress, print_json, print_line
     from vitdeploy.distilling import Trial, distill_from_recipe

@@ -99,6 +99,10 @@ def distill_model(
     trained = dataclasses.replace(student, parts=(part,))
     # Where features are taught, a head or a pooling may have no part in the loss.
     with accelerating(section.training, has_idle_parts=aims.features > 0) as accelerator:
+        if accelerator.num_processes > 1:
+            together = f"{accelerator.num_processes} processes train together."
+            inputs.progress.note(together)
+            notes = (*notes, together)
         if accelerator.is_main_process:
             settings = _settings(trained, section, inputs, accelerator.num_processes)
             open_training(inputs.folder, settings, resume=inputs.resume, force=inputs.force)

@@ -1,5 +1,6 @@
 """accelerate: one process or several, on CPUs, GPUs or machines, in FP32, BF16 or FP16."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,13 +29,20 @@ def create_accelerator(section: TrainingSection, *, has_idle_parts: bool = False
             "precision fp16: a training in FP16 needs a GPU, and there is none here. Use fp32, or "
             "bf16 where the processor has it."
         )
-    return Accelerator(
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(
+        # Without this, processes on a machine of CPUs alone know nothing of one another.
+        cpu=several and not torch.accelerator.is_available(),
         mixed_precision="no" if section.precision == "fp32" else section.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=section.accumulation, sync_with_dataloader=False
         ),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_idle_parts)],
     )
+    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Each process would take all cores, and all would wait for one another.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    return accelerator
 
 
 @contextmanager
