@@ -150,10 +150,10 @@ def free_module_(part: ExportPart) -> None:
     Dropping the module does not free them: what torch traced keeps them through the values that
     its graph once had as inputs (onnx_ir 1.1 counts them and never lets go of the last count).
     """
-    import torch
-
     if part.module is None:
         return
+    import torch
+
     for tensor in (*part.module.parameters(), *part.module.buffers()):
         tensor.data = torch.empty(0, dtype=tensor.dtype)
 
