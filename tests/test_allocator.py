@@ -29,6 +29,25 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+HOLES = """
+from pathlib import Path
+from vitdeploy.allocator import return_freed_memory
+def resident():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+blocks = [bytearray(b"1" * (64 << 10)) for _ in range(4000)]  # each below glibc's own limit
+del blocks[::2]
+before = resident()
+return_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not is_glibc(), reason="the C library is not glibc")
+def test_what_lies_free_between_used_blocks_is_given_back():
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0.5 * 2000 * (64 << 10)
+
+
 @pytest.mark.skipif(not is_glibc(), reason="the C library is not glibc")
 def test_freed_memory_is_not_faulted_in_again():
     # 20 blocks of 16384 pages of 4 KiB: each touched again, or (huge pages) each 32 times.

@@ -30,7 +30,7 @@ def create_accelerator(section: TrainingSection, *, has_idle_parts: bool = False
             "bf16 where the processor has it."
         )
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(
+    return Accelerator(
         # Without this, processes on a machine of CPUs alone know nothing of one another.
         cpu=several and not torch.accelerator.is_available(),
         mixed_precision="no" if section.precision == "fp32" else section.precision,
@@ -39,10 +39,6 @@ def create_accelerator(section: TrainingSection, *, has_idle_parts: bool = False
         ),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_idle_parts)],
     )
-    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # Each process would take all cores, and all would wait for one another.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-    return accelerator
 
 
 @contextmanager
