@@ -30,10 +30,11 @@ def faults(how: str) -> int:
 
 
 HOLES = """
+import mmap
 from pathlib import Path
 from vitdeploy.allocator import return_freed_memory
 def resident():
-    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+    return mmap.PAGESIZE * int(Path("/proc/self/statm").read_text().split()[1])
 blocks = [bytearray(b"1" * (64 << 10)) for _ in range(4000)]  # each below glibc's own limit
 del blocks[::2]
 before = resident()
