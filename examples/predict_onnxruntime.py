@@ -2,8 +2,9 @@
 
     python predict_onnxruntime.py BUNDLE PICTURE.npy
 
-PICTURE.npy is an array (height, width, 3) uint8, red first, in the size that the model reads. The
-bundle's `preprocess` in manifest.json says how larger pictures are to be resized and cropped.
+PICTURE.npy is an array (height, width, 3) uint8, red first: of any size where the bundle was
+exported with --bake-preprocessing, else in the size that the model reads. The bundle's `preprocess`
+in manifest.json says how larger pictures are then to be resized and cropped.
 """
 
 import json
@@ -33,7 +34,9 @@ def main(bundle, picture):
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     part = next(part for part in manifest["parts"] if part["target"] == "onnx")
     session = ort.InferenceSession(bundle / part["path"], providers=["CPUExecutionProvider"])
-    pixels = pixels_from_picture(np.load(picture), manifest["preprocess"])
+    pixels = np.load(picture)[None]
+    if part["inputs"][0]["dtype"] != "uint8":  # the graph does not prepare pictures itself
+        pixels = pixels_from_picture(pixels[0], manifest["preprocess"])
     (logits,) = session.run(["logits"], {part["inputs"][0]["name"]: pixels})
     shares = np.exp(logits[0] - logits[0].max())
     shares /= shares.sum()

@@ -2,8 +2,9 @@
 
     python predict_openvino.py BUNDLE PICTURE.npy
 
-PICTURE.npy is an array (height, width, 3) uint8, red first, in the size that the model reads. The
-bundle's `preprocess` in manifest.json says how larger pictures are to be resized and cropped.
+PICTURE.npy is an array (height, width, 3) uint8, red first: of any size where the bundle was
+exported with --bake-preprocessing, else in the size that the model reads. The bundle's `preprocess`
+in manifest.json says how larger pictures are then to be resized and cropped.
 """
 
 import json
@@ -35,7 +36,9 @@ def main(bundle, picture):
     # the settings say in which type the layers compute; without them OpenVINO chooses
     settings = {"PERFORMANCE_HINT": "LATENCY", **part["settings"]}
     model = ov.compile_model(bundle / part["path"], "CPU", settings)
-    pixels = pixels_from_picture(np.load(picture), manifest["preprocess"])
+    pixels = np.load(picture)[None]
+    if part["inputs"][0]["dtype"] != "uint8":  # the graph does not prepare pictures itself
+        pixels = pixels_from_picture(pixels[0], manifest["preprocess"])
     logits = model({part["inputs"][0]["name"]: pixels})["logits"]
     shares = np.exp(logits[0] - logits[0].max())
     shares /= shares.sum()

@@ -21,6 +21,7 @@ LAYERS = [
     | {"zero_shot", "mask_fidelity", "worst_images"},
     {
         "advising",
+        "baking",
         "remote",
         "outliers",
         "pipeline",

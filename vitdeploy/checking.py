@@ -7,6 +7,7 @@ import numpy as np
 
 from vitdeploy.bundle import Artifact, Bundle, load_bundle, verify
 from vitdeploy.data import Preprocess
+from vitdeploy.data.baked import PICTURES, picture_feeds, prepared_as_baked
 from vitdeploy.documents import report_of_bundle
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.evaluation import collect_outputs, fidelity_rows
@@ -124,18 +125,34 @@ def _outputs_of_parts(
                 asked = asked_from_golden(golden.inputs)
                 outputs[artifact.part] = golden_outputs(list(decoded(runner, features, asked)))
             else:
-                outputs[artifact.part] = _outputs_of(runner, artifact, golden)
+                preprocess = Preprocess.from_dict(bundle.manifest.preprocess)
+                outputs[artifact.part] = _outputs_of(runner, artifact, golden, preprocess)
     return outputs
 
 
-def _outputs_of(runner: Runner, artifact: Artifact, golden: Golden) -> Outputs:
+def _outputs_of(
+    runner: Runner, artifact: Artifact, golden: Golden, preprocess: Preprocess
+) -> Outputs:
     """Return the outputs on the golden inputs of a part that reads pictures."""
     fixed = artifact.inputs[0].shape[0]
     batch = fixed if isinstance(fixed, int) else "dynamic"
-    count = len(next(iter(golden.inputs.values())))
+    pictures = picture_feeds(golden.inputs)
+    reads_pictures = artifact.inputs[0].name == PICTURES
+    if pictures and reads_pictures:
+        return collect_outputs(runner, pictures, batch)
+    inputs = golden.inputs
+    if pictures:
+        prepared = [prepared_as_baked(feeds[PICTURES][0], preprocess) for feeds in pictures]
+        inputs = {artifact.inputs[0].name: np.stack(prepared)}
+    elif reads_pictures:
+        raise UsageError(
+            f"'{artifact.part}' of the bundle compared with prepares pictures itself, and this "
+            "bundle's golden inputs are prepared already; check that bundle --against this one."
+        )
+    count = len(next(iter(inputs.values())))
     size = batch if isinstance(batch, int) else count
     feeds = (
-        {name: value[start : start + size] for name, value in golden.inputs.items()}
+        {name: value[start : start + size] for name, value in inputs.items()}
         for start in range(0, count, size)
     )
     return collect_outputs(runner, feeds, batch)

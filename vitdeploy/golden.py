@@ -17,8 +17,8 @@ from vitdeploy.errors import DataError
 from vitdeploy.manifest import require_relative
 
 Array = NDArray[np.float32]
-_TYPES = {"inputs": ("float32", "int64"), "outputs": ("float32",)}
-"""int64 for token ids."""
+_TYPES = {"inputs": ("float32", "int64", "uint8"), "outputs": ("float32",)}
+"""int64 for token ids, uint8 for pictures."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def write_golden(
     """Return the file `golden/<part>.npz` under `folder`, written; equal arrays, equal bytes.
 
     Raises:
-        DataError: an array is not float32 (an input may be int64), or holds NaN or infinity.
+        DataError: an array is not float32 (an input may be int64 or uint8), or holds NaN or
+            infinity.
     """
     arrays: dict[str, Array] = {}
     for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
@@ -48,7 +49,8 @@ def write_golden(
             if str(array.dtype) not in _TYPES[kind]:
                 raise DataError(
                     f"Golden tensor '{name}' of part '{part}' is {array.dtype}; "
-                    "golden tensors are float32, or int64 that goes in. Cast it where it is made."
+                    "golden tensors are float32, or int64 or uint8 that go in. Cast it where it is "
+                    "made."
                 )
             if not np.isfinite(array).all():
                 raise DataError(

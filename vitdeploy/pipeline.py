@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitdeploy.baking import bake_preprocessing, require_bakeable
 from vitdeploy.bundle import BundleWriter
 from vitdeploy.comparing import reference_outputs
 from vitdeploy.device import PackageOptions
@@ -40,7 +41,7 @@ from vitdeploy.stages import (
     time_artifacts,
     without_modules,
 )
-from vitdeploy.targets import Target, load_target
+from vitdeploy.targets import Target, load_baker, load_target
 
 _SMALLER = f"{REFERENCE}/smaller"
 """Where the FP32 graphs of a pruned or trained model lie while a run lasts."""
@@ -77,6 +78,8 @@ def run(
     targets: dict[str, Target] = {name: load_target(name) for name in recipe.targets}
     for target in targets.values():
         require_variant(recipe, target)
+        if recipe.export.bake_preprocessing:
+            load_baker(target.NAME)
     reject_missing_calibration(recipe)
     with BundleWriter(folder, force=force) as writer:
         with work.stage("load"):
@@ -106,27 +109,22 @@ def run(
         selected = {name: select(job, target) for name, target in targets.items()}
         compressed = [item for found in selected.values() for item in found.compressed]
         fidelity = [row for found in selected.values() for row in found.judged.rows]
-        for item in compressed:
-            writer.add_artifact(item.artifact)
         with work.stage("outliers"):
             noise, outliers = block_noise(compressed), outlier_rows(job, compressed)
         with work.stage("latency"):
             latency = time_artifacts(
                 work, targets, compressed, whole, images, apart=reference.is_slow
             )
-        for name, found in selected.items():
-            write_golden_of_target(writer, name, found.judged)
-        for part in exported:
-            write_golden_of(job, part)
+        selected = _finished(job, selected)
+        compressed = [item for found in selected.values() for item in found.compressed]
         _write_packages(job, selected, loaded, stamps_of(images, recipe))
-        size = sum(part.bytes for part in whole)
         stages = work.clock.records
         notes = [*smaller.notes, *recognition_notes(exported)]
         notes += _target_notes(job, selected)
         untimed = {name: reason for name, t in targets.items() if (reason := t.untimed_reason())}
         findings = Findings(
             compressed,
-            size,
+            sum(part.bytes for part in whole),
             fidelity,
             parity,
             latency,
@@ -236,6 +234,20 @@ def _merged(work: Work, loaded: LoadedModel) -> "MergeResult | None":
     return result
 
 
+def _finished(job: Job, selected: dict[str, Selection]) -> dict[str, Selection]:
+    """Return what was kept in its final form, listed in the bundle with its golden tensors."""
+    for name, found in selected.items():
+        write_golden_of_target(job.writer, name, found.judged)
+    for part in job.exported:
+        write_golden_of(job, part)
+    if job.work.recipe.export.bake_preprocessing:
+        selected = bake_preprocessing(job, selected)
+    for found in selected.values():
+        for item in found.compressed:
+            job.writer.add_artifact(item.artifact)
+    return selected
+
+
 def _target_notes(job: Job, selected: Mapping[str, Selection]) -> list[str]:
     """Return what is to be said of each target: its choice, its builder, its files."""
     notes = []
@@ -308,8 +320,10 @@ def suited(recipe: Recipe, loaded: LoadedModel) -> Recipe:
 
     Raises:
         UsageError: it asks for tiles, and the model answers for whole pictures.
+        UnsupportedError: it asks for preprocessing in the graph, which this one's cannot be.
     """
     tiling_of(recipe, loaded)
+    require_bakeable(recipe, loaded)
     return with_fixed_batch(recipe, loaded)
 
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from tests.conftest import tiny_vit_graph
 from tests.models.segment_anything.publisher import Weights
 from tests.models.segment_anything.tiny import smooth_pictures, write_publisher
+from vitdeploy.baking import with_preprocessing
 from vitdeploy.bundle import BundleWriter
 from vitdeploy.data import Preprocess
 from vitdeploy.graph.computed_sizes import without_computed_outputs
@@ -20,12 +21,15 @@ PREPROCESS = Preprocess((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=
 """Of the tiny classifier."""
 
 
-def write_classifier_bundle(path: Path) -> Path:
+def write_classifier_bundle(path: Path, *, bakes_preprocessing: bool = False) -> Path:
     """Write the bundle `path` of `tiny_vit_graph` for two targets, its classes a to e."""
     with BundleWriter(path) as writer:
         for target in ("onnx", "openvino"):
             folder = writer.add_file(f"{target}/any").parent
-            writer.add_artifact(_built(target, "model", tiny_vit_graph(), folder))
+            artifact = _built(target, "model", tiny_vit_graph(), folder)
+            if bakes_preprocessing:
+                artifact = with_preprocessing(artifact, PREPROCESS)
+            writer.add_artifact(artifact)
         entry = ModelEntry(
             name="tiny", family="vit", source="any", task="classification", weights="random"
         )

@@ -17,6 +17,13 @@ def bundle(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def baked_bundle(tmp_path_factory) -> Path:
+    """The same, reading pictures as they are."""
+    path = tmp_path_factory.mktemp("baked") / "bundle"
+    return write_classifier_bundle(path, bakes_preprocessing=True)
+
+
+@pytest.fixture(scope="session")
 def sam(tmp_path_factory) -> tuple[Path, Weights]:
     """The bundle, for three targets, and its weights under the publisher's names."""
     path = tmp_path_factory.mktemp("sam") / "bundle"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+import vitdeploy
 from tests.conftest import tiny_vit_graph
 from tests.predictor.bundles import PREPROCESS
 from vitdeploy.targets.onnx import runner_from_model
@@ -67,3 +68,16 @@ def test_an_example_refuses_a_picture_of_another_size(bundle: Path, tmp_path: Pa
     result = run(engine, bundle, tmp_path / "picture.npy")
     assert result.returncode == 1
     assert "the picture is (20, 30, 3) uint8, the model reads (16, 16, 3) uint8" in result.stderr
+
+
+@pytest.mark.parametrize(("engine", "target"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_an_example_gives_a_graph_that_prepares_pictures_a_picture_of_any_size(
+    baked_bundle: Path, tmp_path: Path, engine: str, target: str
+):
+    levels = np.random.default_rng(2).integers(0, 256, (21, 37, 3), np.uint8)
+    np.save(tmp_path / "picture.npy", levels)
+    result = run(engine, baked_bundle, tmp_path / "picture.npy")
+    assert result.returncode == 0, result.stderr
+    with vitdeploy.load(baked_bundle, target) as predictor:
+        best = predictor.predict(levels).classes[0]
+    assert result.stdout.splitlines()[0] == f"{best.label}: {100 * best.probability:.1f} %"

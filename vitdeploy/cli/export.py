@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from vitdeploy.cli.options import (
+    BakePreprocessing,
     Calib,
     CalibSamples,
     Checkpoint,
@@ -78,6 +79,7 @@ def export(
     trt_version: TrtVersion = None,
     outputs: Outputs = None,
     tiles: Tiles = None,
+    bake_preprocessing: BakePreprocessing = False,
     max_drop: MaxDrop = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Gate: FP32 reference's median latency / artefact's.")
@@ -123,6 +125,7 @@ def export(
             "batch": int(batch) if batch.isdecimal() else batch,
             "opset": opset,
             "tiles": tiles,
+            "bake_preprocessing": bake_preprocessing,
             "trt_version": trt_version_or_default(trt_version, chosen),
         },
         "gates": {

@@ -37,6 +37,13 @@ Tiles = Annotated[
     int | None,
     typer.Option(help="Most tiles that `predict` cuts a picture into, of an encoder; 2 to 64."),
 ]
+BakePreprocessing = Annotated[
+    bool,
+    typer.Option(
+        "--bake-preprocessing",
+        help="Resize, crop and normalise in the graph, which then reads uint8 pictures.",
+    ),
+]
 Calib = Annotated[
     str | None, typer.Option(help="Calibration images: folder, list file, 'synthetic'.")
 ]

@@ -148,35 +148,52 @@ def resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
     With `corner` it may be smaller: padding comes after normalising.
     """
+    target = scaled_size((image.height, image.width), preprocess)
+    if target != (image.height, image.width):
+        image = image.resize((target[1], target[0]), _RESAMPLING[preprocess.interpolation])
+    if preprocess.crop_mode == "corner":
+        return image
+    red, green, blue = (
+        (round(255 * value) for value in preprocess.mean)
+        if preprocess.crop_mode == "border"
+        else (0, 0, 0)
+    )
+    return _crop_center(image, preprocess.size, (red, green, blue))
+
+
+def resize_rows_first(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Return the RGB `image` at `scaled_size`, each row resized before any column.
+
+    Before 12.3 Pillow always did so; since then it resizes the columns of tall pictures first,
+    which rounds differently by up to 3 levels of 255.
+    """
+    rows, columns = scaled_size((image.height, image.width), preprocess)
+    method = _RESAMPLING[preprocess.interpolation]
+    return image.resize((columns, image.height), method).resize((columns, rows), method)
+
+
+def scaled_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """Return (height, width) that a picture of `size` is resized to, before it is cropped."""
     height, width = preprocess.size
     if preprocess.crop_mode == "corner":
-        rows, columns = fitted_size((image.height, image.width), preprocess.size)
-        return image.resize((columns, rows), _RESAMPLING[preprocess.interpolation])
+        return fitted_size(size, preprocess.size)
     scaled_height = math.floor(height / preprocess.crop_pct)
     scaled_width = math.floor(width / preprocess.crop_pct)
-    fill = (0, 0, 0)
     if preprocess.crop_mode == "squash":
         target = (scaled_height, scaled_width)
     elif preprocess.crop_mode == "border":
-        ratio = max(image.height / scaled_height, image.width / scaled_width)
-        target = (round(image.height / ratio), round(image.width / ratio))
-        red, green, blue = (round(255 * value) for value in preprocess.mean)
-        fill = (red, green, blue)
+        ratio = max(size[0] / scaled_height, size[1] / scaled_width)
+        target = (round(size[0] / ratio), round(size[1] / ratio))
     elif scaled_height == scaled_width:
         # torchvision rounds the long edge down, where timm's own resize below rounds to nearest
-        short = min(image.height, image.width)
         target = (
-            int(scaled_height * image.height / short),
-            int(scaled_height * image.width / short),
+            int(scaled_height * size[0] / min(size)),
+            int(scaled_height * size[1] / min(size)),
         )
     else:
-        ratio = min(image.height / scaled_height, image.width / scaled_width)
-        target = (round(image.height / ratio), round(image.width / ratio))
-    target = (max(target[0], 1), max(target[1], 1))
-    if target != (image.height, image.width):
-        method = _RESAMPLING[preprocess.interpolation]
-        image = image.resize((target[1], target[0]), method)
-    return _crop_center(image, preprocess.size, fill)
+        ratio = min(size[0] / scaled_height, size[1] / scaled_width)
+        target = (round(size[0] / ratio), round(size[1] / ratio))
+    return max(target[0], 1), max(target[1], 1)
 
 
 def fitted_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from vitdeploy.bundle import Artifact, Bundle, load_bundle, read_golden, verify
 from vitdeploy.data import ImageLoader, Preprocess, scan_images, synthetic_set
+from vitdeploy.data.baked import PICTURES
 from vitdeploy.diagnosis.advice import Evidence, advise
 from vitdeploy.diagnosis.artefact import choose_artifacts, graph_of, is_half, shipped_db
 from vitdeploy.diagnosis.extremes import measure_extremes
@@ -28,7 +29,7 @@ from vitdeploy.diagnosis.switching import (
     fp32_with_switches,
     measure_noise,
 )
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UnsupportedError, UsageError
 from vitdeploy.graph.work import macs_by_node
 from vitdeploy.progress import Progress, SilentProgress
 from vitdeploy.runner import Feeds
@@ -70,6 +71,11 @@ def diagnose(
     told = progress or SilentProgress()
     loaded = load_bundle(Path(bundle))
     artifacts = choose_artifacts(loaded, target)
+    if any(artifact.inputs[0].name == PICTURES for artifact in artifacts):
+        raise UnsupportedError(
+            f"'{loaded.path.name}' prepares pictures in its graph, which diagnose cannot compare "
+            "with the model; export it without --bake-preprocessing and diagnose that."
+        )
     told.stage("verify")
     verify(loaded)
     parts = []

@@ -56,12 +56,13 @@ def open_picture(image: Picture) -> Image.Image:
 def run_pictures(
     runner: Callable[[Feeds], Outputs], pixels: TensorInfo, pictures: np.ndarray
 ) -> Outputs:
-    """Return the outputs for `pictures` (N, 3, H, W), in batches of the size the engine takes.
+    """Return the outputs for `pictures`, in batches of the size the engine takes.
 
     Args:
         runner: of a part whose one input is pictures.
         pixels: that input; its first axis is a number where the batch is fixed.
-        pictures: float32, normalised.
+        pictures: (N, 3, H, W) float32, normalised; or (N, height, width, 3) uint8, where the
+            graph prepares them itself.
     """
     fixed = pixels.shape[0]
     if not isinstance(fixed, int):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitdeploy.bundle import load_bundle
 from vitdeploy.data import Preprocess, Tiling, prepare
+from vitdeploy.data.baked import PICTURES
 from vitdeploy.data.tiling import cut, squashed
 from vitdeploy.errors import UsageError
 from vitdeploy.models.spec import class_output
@@ -138,10 +139,20 @@ class Predictor:
         """Return the predictions for images that the engine gets together."""
         if self._tiling is not None:
             return [self._predicted_in_tiles(image, self._tiling) for image in images]
-        pixels = np.stack([prepare(open_picture(image), self.preprocess) for image in images])
-        outputs = run_pictures(self._engine, self._input, pixels)
+        opened = [open_picture(image) for image in images]
+        if self._input.name == PICTURES:
+            return [self._predicted_as_it_is(picture) for picture in opened]
+        pixels = np.stack([prepare(picture, self.preprocess) for picture in opened])
+        return self._results(run_pictures(self._engine, self._input, pixels))
+
+    def _predicted_as_it_is(self, picture: Image.Image) -> Prediction:
+        """Return the prediction for one picture, which the graph resizes and normalises itself."""
+        return self._results(run_pictures(self._engine, self._input, np.asarray(picture)[None]))[0]
+
+    def _results(self, outputs: Outputs) -> list[Prediction]:
+        """Return what the outputs of several pictures say of each."""
         results = []
-        for index in range(len(images)):
+        for index in range(len(next(iter(outputs.values())))):
             own = {name: np.asarray(value[index]) for name, value in outputs.items()}
             results.append(Prediction(own, self._classes(own.get(str(self._class_output)))))
         return results

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vitdeploy.bundle import Artifact, Bundle, load_bundle
+from vitdeploy.data.baked import picture_feeds
 from vitdeploy.errors import DataError, ExportError, UnsupportedError, UsageError
 from vitdeploy.golden import read_golden
 from vitdeploy.joined import asked_from_golden, features_of, follows, one_prompt
@@ -147,6 +148,9 @@ def _from_artifact(bundle: Bundle, artifact: Artifact) -> Source:
 def _golden_feeds(bundle: Bundle, artifact: Artifact) -> tuple[Feeds, bool]:
     """Return golden inputs; of a part that reads prompts those of one prompt, and False."""
     golden = read_golden(bundle.path, artifact.part).inputs
+    pictures = picture_feeds(golden)
+    if pictures:
+        return pictures[0], True
     others = [other for other in bundle.artifacts(artifact.target) if other.part != artifact.part]
     made = {other.part: read_golden(bundle.path, other.part).outputs for other in others}
     if not follows(artifact.inputs, made):

@@ -122,6 +122,11 @@ class ExportSection(Section):
         description="Most tiles of the model's input size that the predictor cuts a picture into, "
         "with the whole picture as a thumbnail; pictures are not cut when null.",
     )
+    bake_preprocessing: bool = Field(
+        False,
+        description="Resize, crop and normalise in the graph, which then reads pictures (batch, "
+        "height, width, 3) uint8; onnx and openvino.",
+    )
     trt_version: str = Field(
         "10.3",
         description="TensorRT on the device: 8.6, 10.MINOR or 11.MINOR; of target trt alone.",

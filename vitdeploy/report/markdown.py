@@ -169,7 +169,11 @@ def _feeds(part: Mapping[str, Any]) -> str:
 def _preprocessing(manifest: Mapping[str, Any] | None) -> str:
     fields: Mapping[str, Any] = manifest.get("preprocess", {}) if manifest else {}
     rows = tuple((Cell(name), Cell(_value(value))) for name, value in fields.items())
-    return table_text(Table("Preprocessing", ("Step", "Value"), rows))
+    table = table_text(Table("Preprocessing", ("Step", "Value"), rows))
+    parts = manifest["parts"] if manifest else ()
+    if any(tensor["dtype"] == "uint8" for part in parts for tensor in part["inputs"]):
+        return f"The graph does this itself: it reads pictures as they are, uint8.\n\n{table}"
+    return table
 
 
 def _value(value: Any) -> str:

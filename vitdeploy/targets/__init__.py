@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from vitdeploy.bundle import Artifact, TensorInfo
+from vitdeploy.data import Preprocess
 from vitdeploy.errors import UnsupportedError, suggest
 from vitdeploy.manifest import sha256_from_file
 from vitdeploy.runner import Feeds, Runner
@@ -185,14 +186,48 @@ TARGETS: dict[str, str] = {
 }
 """Name -> module, imported when asked for, so that one missing runtime harms no other."""
 
+BAKERS: dict[str, str] = {
+    "onnx": "vitdeploy.targets.onnx_preprocessing",
+    "openvino": "vitdeploy.targets.openvino_preprocessing",
+}
+"""Target -> module that puts preprocessing into its artefacts, where its runtime can."""
+
 SHARED_MODULES = (
     "tensorrt_graphs",
     "tensorrt_runner",
     "rtx_builder",
     "fusion_report",
     "overflow",
+    "onnx_preprocessing",
+    "openvino_preprocessing",
 )
 """Modules of this package that are no target themselves."""
+
+
+class Baker(Protocol):
+    """What puts preprocessing into a target's artefacts."""
+
+    def bake(self, artifact: Artifact, preprocess: Preprocess) -> tuple[Path, ...]:
+        """Put `preprocess` in front of the artefact, in its own files; return those."""
+        ...
+
+    def preprocessing_alone(self, preprocess: Preprocess, artifact: Artifact) -> Runner:
+        """Return a runner of the preprocessing alone, with the artefact's settings."""
+        ...
+
+
+def load_baker(target: str) -> Baker:
+    """Return what puts preprocessing into the target's artefacts.
+
+    Raises:
+        UnsupportedError: the target's runtime does not resize as Pillow does.
+    """
+    if target not in BAKERS:
+        raise UnsupportedError(
+            f"--bake-preprocessing is for targets {' and '.join(BAKERS)}; '{target}' has no "
+            "resize with antialiasing. Leave it out, and resize before the engine."
+        )
+    return cast("Baker", importlib.import_module(BAKERS[target]))
 
 
 def load_target(name: str) -> Target:

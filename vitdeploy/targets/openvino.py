@@ -141,7 +141,7 @@ def build(request: BuildRequest) -> Artifact:
     finally:
         for file in passing_files:
             file.unlink(missing_ok=True)
-    _make_reproducible(path)
+    make_reproducible(path)
     artifact = artifact_from_files(
         NAME,
         (path, path.with_suffix(".bin")),
@@ -266,7 +266,7 @@ def _name_tensors(converted: Any, model: ir.Model) -> None:
         port.get_tensor().set_names({value.name})
 
 
-def _make_reproducible(path: Path) -> None:
+def make_reproducible(path: Path) -> None:
     """Take out of the IR's XML what differs between two runs that convert the same graph.
 
     That is the record of the conversion, which names the temporary file, and the numbers of
