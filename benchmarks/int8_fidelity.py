@@ -49,6 +49,8 @@ class Subject:
     calibration: np.ndarray
     pixels: np.ndarray
     labels: np.ndarray
+    section: Int8Section
+    """How vitdeploy quantises."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def main() -> None:
     parser.add_argument("--variants", default="all", help="comma-separated names, clean, or all")
     parser.add_argument("--methods", default="all", help="comma-separated names or all")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--search-seconds", type=float, help="vitdeploy's budget; more where the machine is busy"
+    )
     parser.add_argument("--images", type=int, default=5000, help="evaluation images at most")
     parser.add_argument("--json", type=Path, help="append each row to this file")
     options = parser.parse_args()
@@ -120,7 +125,10 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
         chosen = sets[1].sample(min(options.images, len(sets[1])), 0)
         pixels = _pixels(chosen, preprocess)
         model = onnx_from_part(loaded.parts[0], calibration[:3], "dynamic", 20)
-        yield Subject(name, model, calibration, pixels, np.asarray(chosen.labels))
+        section = Int8Section()
+        if options.search_seconds is not None:
+            section = Int8Section(search_seconds=options.search_seconds)
+        yield Subject(name, model, calibration, pixels, np.asarray(chosen.labels), section)
 
 
 def _pixels(images: ImageSet, preprocess: object) -> np.ndarray:
@@ -255,7 +263,7 @@ def ours(scheme: QuantScheme) -> Callable[[ir.Model, Subject], tuple[np.ndarray,
     """Return vitdeploy's quantiser in `scheme`, run by ONNX Runtime."""
 
     def run(model: ir.Model, subject: Subject) -> tuple[np.ndarray, float]:
-        result = quantize_int8(model, scheme, _batches(subject), Int8Section())
+        result = quantize_int8(model, scheme, _batches(subject), subject.section)
         return _run_ort(result.model, subject.pixels), result.int8_macs_percent
 
     return run
@@ -264,7 +272,7 @@ def ours(scheme: QuantScheme) -> Callable[[ir.Model, Subject], tuple[np.ndarray,
 def ours_openvino(model: ir.Model, subject: Subject) -> tuple[np.ndarray, float]:
     """Run vitdeploy's quantiser in OpenVINO's scheme, on OpenVINO with its float layers in f32."""
     scheme = load_target("openvino").quant_scheme()
-    result = quantize_int8(model, scheme, _batches(subject), Int8Section())
+    result = quantize_int8(model, scheme, _batches(subject), subject.section)
     return _run_openvino(_openvino_from(result.model), subject.pixels), result.int8_macs_percent
 
 
@@ -277,7 +285,7 @@ def ours_tensorrt(kind: str) -> Callable[[ir.Model, Subject], tuple[np.ndarray, 
 
     def run(model: ir.Model, subject: Subject) -> tuple[np.ndarray, float]:
         target = load_target("trt")
-        result = quantize_int8(model, target.quant_scheme(), _batches(subject), Int8Section())
+        result = quantize_int8(model, target.quant_scheme(), _batches(subject), subject.section)
         with tempfile.TemporaryDirectory() as folder:
             request = BuildRequest(
                 "model", result.model, "int8", Path(folder), None, images=_batches(subject)
