@@ -125,9 +125,7 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
         chosen = sets[1].sample(min(options.images, len(sets[1])), 0)
         pixels = _pixels(chosen, preprocess)
         model = onnx_from_part(loaded.parts[0], calibration[:3], "dynamic", 20)
-        section = Int8Section()
-        if options.search_seconds is not None:
-            section = Int8Section(search_seconds=options.search_seconds)
+        section = Int8Section(search_seconds=options.search_seconds)
         yield Subject(name, model, calibration, pixels, np.asarray(chosen.labels), section)
 
 

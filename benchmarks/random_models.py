@@ -134,6 +134,7 @@ def print_peers(name: str, pixels: int | None, options: argparse.Namespace) -> N
     from vitdeploy.models import load
     from vitdeploy.models.spec import LoadOptions
     from vitdeploy.onnx_export import onnx_from_part
+    from vitdeploy.recipe import Int8Section
     from vitdeploy.targets.onnx import runner_from_model
 
     loaded = load(LoadOptions(name, random_weights=True, image_size=pixels))
@@ -149,7 +150,8 @@ def print_peers(name: str, pixels: int | None, options: argparse.Namespace) -> N
     with runner_from_model(model) as runner:
         expected = fidelity.first_output(runner, evaluation).astype(np.float64)
     signal = np.square(expected - expected.mean(axis=0)).sum()
-    subject = fidelity.Subject(name, model, calibration, evaluation, np.zeros(len(evaluation)))
+    labels = np.zeros(len(evaluation))
+    subject = fidelity.Subject(name, model, calibration, evaluation, labels, Int8Section())
     for method in options.methods.split(","):
         start = time.perf_counter()
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitdeploy.distilling import distill
     from vitdeploy.models.pruned import load_pruned
     from vitdeploy.pipeline import export, run
-    from vitdeploy.predictor import MaskPredictor, Predictor, load
+    from vitdeploy.predictor import MaskPredictor, Predictor, VideoPredictor, load
     from vitdeploy.profiling import profile
     from vitdeploy.pruning import prune
     from vitdeploy.recipe import Recipe
@@ -30,6 +30,7 @@ _PLACES = {
     "Predictor": "vitdeploy.predictor",
     "Recipe": "vitdeploy.recipe",
     "Report": "vitdeploy.report",
+    "VideoPredictor": "vitdeploy.predictor",
     "check": "vitdeploy.checking",
     "diagnose": "vitdeploy.diagnosis",
     "distill": "vitdeploy.distilling",
@@ -48,6 +49,7 @@ __all__ = [
     "Predictor",
     "Recipe",
     "Report",
+    "VideoPredictor",
     "__version__",
     "check",
     "diagnose",

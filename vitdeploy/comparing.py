@@ -15,8 +15,10 @@ from vitdeploy.joined import (
     JoinedReference,
     asked_of,
     decoded,
+    drawn_feeds,
     features_of,
     follows,
+    is_drawn,
     reference_of,
 )
 from vitdeploy.mask_fidelity import judge
@@ -26,7 +28,7 @@ from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Feeds, Outputs, Runner
 from vitdeploy.targets import Target
 from vitdeploy.worst_images import Answers, worst_answers, worst_masks
-from vitdeploy.zero_shot import reads_texts, text_feeds, zero_shot_rows
+from vitdeploy.zero_shot import zero_shot_rows
 
 
 def evaluation_feeds(images: Chosen, part: ExportPart, batch: int) -> Iterator[Feeds]:
@@ -46,8 +48,8 @@ def reference_outputs(work: Work, loaded: LoadedModel, images: Chosen) -> Refere
             if follows(part.inputs, outputs):
                 joined = _joined_reference(runner, part, outputs, images)
                 continue
-            if reads_texts(part):
-                outputs[part.name] = collect_outputs(runner, [text_feeds(part)])
+            if is_drawn(part):
+                outputs[part.name] = runner(drawn_feeds(part))
                 continue
             outputs[part.name] = collect_outputs(
                 runner,
@@ -84,7 +86,7 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
     golden: dict[str, Outputs] = {}
     worst: list[WorstImage] = []
     images, joined = job.images, job.reference.joined
-    texts = {item.part.name: item.part for item in job.exported if reads_texts(item.part)}
+    drawn = {item.part.name: item.part for item in job.exported if is_drawn(item.part)}
     for item in compressed:
         artifact = item.artifact
         with target.open(artifact, job.work.recipe.measure.threads) as runner:
@@ -95,8 +97,8 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
                 rows += masks.rows
                 worst = worst_masks(artifact.target, images, masks.worst)
                 continue
-            if artifact.part in texts:
-                outputs = collect_outputs(runner, [text_feeds(texts[artifact.part])])
+            if artifact.part in drawn:
+                outputs = runner(drawn_feeds(drawn[artifact.part]))
             else:
                 outputs = _outputs_for_pictures(job, artifact, runner)
         made[artifact.part] = outputs
@@ -108,9 +110,11 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
             outputs,
             images.labels,
             classes=images.class_output,
-            centred=job.work.recipe.model.random_weights,
+            # what one video remembers has nothing to be centred over
+            centred=job.work.recipe.model.random_weights
+            and (joined is None or artifact.part not in drawn),
         )
-        if joined is None and artifact.part not in texts:
+        if joined is None and artifact.part not in drawn:
             worst += _worst_of(job, artifact, outputs)
     rows += zero_shot_rows(compressed[0].artifact.target, job.reference.outputs, made)
     return Judged(rows, golden, worst)

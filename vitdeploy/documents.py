@@ -121,6 +121,7 @@ def write_documents(
                 weights=spec.weights,
             ),
             preprocess=spec.preprocess.to_dict(),
+            tracking=loaded.tracking,
             tiling=tiling_of(recipe, loaded),
             label_names=spec.label_names,
             stamps=report.stamps,

@@ -9,7 +9,14 @@ from vitdeploy.bundle import BundleWriter
 from vitdeploy.device import PackageCase, cases_from_arrays
 from vitdeploy.golden import write_golden
 from vitdeploy.job import ExportedPart, Job, Judged
-from vitdeploy.joined import asked_from_golden, features_of, golden_inputs, outputs_from_golden
+from vitdeploy.joined import (
+    asked_from_golden,
+    drawn_feeds,
+    features_of,
+    golden_inputs,
+    is_drawn,
+    outputs_from_golden,
+)
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.zero_shot import reads_texts, text_feeds
 
@@ -28,8 +35,8 @@ def write_golden_of(job: Job, item: ExportedPart) -> None:
     if item.part.name not in reference.outputs:
         assert reference.joined is not None
         inputs, outputs = golden_inputs(reference.joined.asked), reference.joined.golden
-    elif reads_texts(item.part):
-        inputs, outputs = _golden_texts(job, item)
+    elif is_drawn(item.part):
+        inputs, outputs = _golden_drawn(job, item)
     else:
         pixels = job.images.evaluation.first(reference.golden_pictures)
         inputs = {item.part.inputs[0].name: pixels}
@@ -37,10 +44,12 @@ def write_golden_of(job: Job, item: ExportedPart) -> None:
     write_golden(job.writer.folder, item.part.name, inputs, outputs)
 
 
-def _golden_texts(job: Job, item: ExportedPart) -> tuple[Feeds, Outputs]:
-    """Return the first prompts of a text tower and what the reference made of them."""
+def _golden_drawn(job: Job, item: ExportedPart) -> tuple[Feeds, Outputs]:
+    """Return the first prompts of a text tower, or drawn frames, and what the reference made."""
     count = job.reference.golden_pictures
     outputs = job.reference.outputs[item.part.name]
+    if not reads_texts(item.part):
+        return drawn_feeds(item.part), outputs
     return text_feeds(item.part, count), {name: value[:count] for name, value in outputs.items()}
 
 
@@ -57,8 +66,10 @@ def device_cases(job: Job) -> dict[str, tuple[PackageCase, ...]]:
 
 
 def _picture_cases(job: Job, item: ExportedPart) -> tuple[PackageCase, ...]:
-    if reads_texts(item.part):
-        inputs, outputs = _golden_texts(job, item)
+    if is_drawn(item.part):
+        inputs, outputs = _golden_drawn(job, item)
+        if not reads_texts(item.part):
+            return (PackageCase(inputs, outputs),)
         return cases_from_arrays(inputs, outputs, 1)
     batch = job.work.recipe.export.batch
     least = batch if isinstance(batch, int) else 1

@@ -16,6 +16,7 @@ from vitdeploy.data.packaged import scene_masks
 from vitdeploy.errors import DataError
 from vitdeploy.mask_resizing import masks_at_picture
 from vitdeploy.masks import Mask
+from vitdeploy.models.spec import ExportPart
 from vitdeploy.prompts import (
     Prompt,
     Size,
@@ -25,13 +26,14 @@ from vitdeploy.prompts import (
     prompt_feeds,
 )
 from vitdeploy.runner import Feeds, Outputs, Runner
+from vitdeploy.zero_shot import reads_texts, text_feeds
 
 GOLDEN_PICTURES = 2
 """An embedding of SAM has 4 MB, so few pictures are kept in a bundle."""
 GOLDEN_PROMPTS = 2
 """Of each of them: a point and a box."""
-_MASK_NAMES = ("iou_predictions", "low_res_masks")
-"""Outputs of a mask decoder on every engine."""
+_MASK_NAMES = ("iou_predictions", "low_res_masks", "object_pointers", "object_scores")
+"""Outputs of a mask decoder on every engine; the last two for video alone."""
 _LONGEST_SIDE = 1024
 """Pixels of the masks compared, at most; a camera's picture would make masks of 100 MB a prompt."""
 _MOST_OBJECTS = 8
@@ -76,14 +78,35 @@ class JoinedReference:
     """Of the first pictures and prompts; see `golden_outputs`."""
 
 
+DRAWN_FRAMES = 2
+"""That a part of a model's video memory is compared on."""
+
+
+def is_drawn(part: ExportPart) -> bool:
+    """Return whether a part is compared on what its `example` draws: neither pictures nor prompts.
+
+    Those are a text tower, and the parts of a model's video memory.
+    """
+    names = [tensor.name for tensor in part.inputs]
+    return part.example is not None and "point_coords" not in names
+
+
+def drawn_feeds(part: ExportPart) -> Feeds:
+    """Return what such a part is compared on: all prompts of a text tower, a few frames."""
+    assert part.example is not None
+    return text_feeds(part) if reads_texts(part) else dict(part.example(DRAWN_FRAMES))
+
+
 class _Tensor(Protocol):
     @property
     def name(self) -> str: ...
 
 
 def follows(inputs: Iterable[_Tensor], earlier: Mapping[str, Outputs]) -> bool:
-    """Return whether a part with these inputs reads an output of `earlier` parts."""
-    return bool(features_of(inputs, earlier))
+    """Return whether a part with these inputs reads prompts, and outputs of `earlier` parts."""
+    names = [tensor.name for tensor in inputs]
+    made = {name for outputs in earlier.values() for name in outputs}
+    return "point_coords" in names and not made.isdisjoint(names)
 
 
 def features_of(inputs: Iterable[_Tensor], earlier: Mapping[str, Outputs]) -> Outputs:
@@ -190,6 +213,7 @@ def golden_outputs(outputs: Sequence[Outputs]) -> Outputs:
     return {
         name: np.stack([own[name][:GOLDEN_PROMPTS] for own in outputs]).astype(np.float32)
         for name in _MASK_NAMES
+        if name in outputs[0]
     }
 
 

@@ -128,6 +128,21 @@ class TilingEntry(BaseModel):
     """Whether the whole picture follows its tiles, where there is more than one."""
 
 
+class TrackingEntry(BaseModel):
+    """How the predictor follows an object over the frames of a video."""
+
+    model_config = _CONFIG
+
+    most_memories: int = Field(ge=1)
+    """Remembered frames that the memory attention reads, the prompted one included."""
+    most_pointers: int = Field(ge=1)
+    """Object pointers that it reads, the prompted frame's included."""
+    stability_delta: float
+    stability_threshold: float
+    """Of a clear prompt's mask, whose IoU at logits above +- delta must reach this; else the best
+    of the masks for ambiguous prompts is taken."""
+
+
 class Manifest(BaseModel):
     """All of `manifest.json`; `files` lists every file of the bundle except the manifest."""
 
@@ -138,6 +153,7 @@ class Manifest(BaseModel):
     model: ModelEntry
     preprocess: dict[str, Any]
     tiling: TilingEntry | None = None
+    tracking: TrackingEntry | None = None
     parts: tuple[PartEntry, ...] = ()
     label_names: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()

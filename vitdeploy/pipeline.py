@@ -349,6 +349,7 @@ def load_options(recipe: Recipe) -> LoadOptions:
         seed=recipe.seed,
         preprocess=model.preprocess,
         batch=batch if isinstance(batch, int) else None,
+        video=model.video,
     )
 
 

@@ -26,6 +26,7 @@ from vitdeploy.graph.attention import recognise_attention
 from vitdeploy.graph.save import save_model
 from vitdeploy.image_sets import Chosen, Source
 from vitdeploy.job import ExportedPart, Job, Plan, Work, batch_of
+from vitdeploy.joined import is_drawn
 from vitdeploy.manifest import sha256_from_file
 from vitdeploy.measure import Subject, measure_latency
 from vitdeploy.models.spec import ExportPart, LoadedModel
@@ -162,6 +163,11 @@ def output_notes(job: Job, artifacts: Sequence[Artifact]) -> list[str]:
             notes.append(
                 f"{artifact.target}, {artifact.part}: stays in FP32; it runs once a text, not once "
                 "a picture."
+            )
+        elif is_drawn(parts[artifact.part]) and job.work.recipe.precision != "fp32":
+            notes.append(
+                f"{artifact.target}, {artifact.part}: stays in FP32, for what it remembers wrongly "
+                "adds up from frame to frame."
             )
         elif keeps_float(parts[artifact.part]) and job.work.recipe.precision != "fp32":
             notes.append(

@@ -55,7 +55,7 @@ def test_a_part_has_its_own_limit_and_notes_what_it_skips_with_the_whole():
 
 def test_what_is_reserved_is_not_left():
     budget = Budget(10.0, Clock())
-    budget.reserved = 3.0
+    budget.reserved = 0.3
     assert budget.left == 7.0
     budget.reserved = 0.0
     assert budget.left == 10.0
@@ -72,3 +72,21 @@ def test_pauses_do_not_count():
 def test_without_seconds_nothing_is_affordable():
     assert not Budget(0.0).affords(0.0, "all")
     assert Budget(float("inf")).affords(1e9, "all")
+
+
+def test_slow_models_get_more_up_to_a_limit():
+    clock = Clock()
+    budget = Budget(120.0, clock)
+    budget.reserved = 0.25
+    budget.image_seconds = 0.5
+    budget.allow_images(60, 600.0)
+    assert (budget.seconds, budget.left) == (120.0, 90.0)
+    budget.image_seconds = 4.0
+    budget.allow_images(60, 600.0)
+    assert (budget.seconds, budget.left) == (240.0, 180.0)
+    budget.image_seconds = 30.0
+    budget.allow_images(60, 600.0)
+    assert budget.seconds == 600.0
+    budget.image_seconds = 1.0
+    budget.allow_images(60, 600.0)
+    assert budget.seconds == 600.0

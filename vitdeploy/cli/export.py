@@ -32,6 +32,7 @@ from vitdeploy.cli.options import (
     Targets,
     Tiles,
     TrtVersion,
+    Video,
     int4_section,
     one_precision,
     trt_version_or_default,
@@ -78,6 +79,7 @@ def export(
     opset: Opset = None,
     trt_version: TrtVersion = None,
     outputs: Outputs = None,
+    video: Video = False,
     tiles: Tiles = None,
     bake_preprocessing: BakePreprocessing = False,
     max_drop: MaxDrop = None,
@@ -107,6 +109,7 @@ def export(
             "random_weights": random_weights,
             "image_size": image_size,
             "outputs": outputs,
+            "video": video,
         },
         "precision": chosen,
         "prune": (

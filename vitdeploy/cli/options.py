@@ -33,6 +33,9 @@ Outputs = Annotated[
         "several with commas."
     ),
 ]
+Video = Annotated[
+    bool, typer.Option("--video", help="Of SAM 2: also the parts that track objects over frames.")
+]
 Tiles = Annotated[
     int | None,
     typer.Option(help="Most tiles that `predict` cuts a picture into, of an encoder; 2 to 64."),

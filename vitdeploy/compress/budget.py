@@ -19,7 +19,7 @@ class Budget:
         self.batch_images = 1
         """How many images the calibration's batches have."""
         self.reserved = 0.0
-        """Seconds kept for a later part of the search."""
+        """Share of all seconds that is kept for a later part of the search."""
         self.skipped: list[str] = []
         """One line for each thing left out."""
 
@@ -31,7 +31,11 @@ class Budget:
     @property
     def left(self) -> float:
         """Seconds that remain beside what is reserved; 0 where none do."""
-        return max(self.seconds - self.reserved - self.spent, 0.0)
+        return max((1.0 - self.reserved) * self.seconds - self.spent, 0.0)
+
+    def allow_images(self, count: int, most_seconds: float) -> None:
+        """Grow to what `count` images through the FP32 graph take, up to `most_seconds`."""
+        self.seconds = max(self.seconds, min(count * self.image_seconds, most_seconds))
 
     def affords(self, seconds: float, what: str) -> bool:
         """Return whether time is left and `seconds` fit; note `what` as left out otherwise.

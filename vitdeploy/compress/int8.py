@@ -44,6 +44,12 @@ from vitdeploy.graph.qdq import QuantizedWeight, QuantScheme, insert_qdq_
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int8Choices, Int8Section
 
+USUAL_SECONDS = 120.0
+"""Of the search, where the recipe does not say."""
+IMAGES_ALLOWED = 60
+"""A model that takes longer for so many images is searched for as long as they take,"""
+MOST_SECONDS = 600.0
+"""but no longer than this. SAM ViT-H takes 10 to 30 s an image; 120 s allowed nothing there."""
 PLACEMENT_SHARE = 0.5
 """Of what the budget has left when it comes to which products stay in float."""
 
@@ -119,9 +125,10 @@ def quantize_int8(
     copy = _prepared(model, scheme)
     every = find_weight_sites(copy)
     _require_sound(every)
-    budget = Budget(options.search_seconds if pinned is None else math.inf)
+    asked = USUAL_SECONDS if options.search_seconds is None else options.search_seconds
+    budget = Budget(asked if pinned is None else math.inf)
     if scheme.most_int8_attention_tokens and pinned is None:
-        budget.reserved = ATTENTION_SHARE * options.search_seconds
+        budget.reserved = ATTENTION_SHARE
     names = frozenset(site.name for site in _selected(every, options.keep_float))
     request = FoldRequest(names, scheme, options, budget, pinned)
     few = cache(partial(mixed, batches, SEARCH_IMAGES))
@@ -194,11 +201,16 @@ class _Observer:
     def activations(self, prepared: ir.Model, seeds: Mapping[str, int]) -> Statistics:
         """Return the statistics of `prepared`, the graph as the scheme wants it and rotated."""
         scheme, budget = self.request.scheme, self.request.budget
-        with budget.paused():
-            if not seeds:
-                return self.memory.activations((), [self.model, prepared], self.batches, budget)
+        key: tuple[object, ...] = ()
+        graphs = [self.model, prepared]
+        if seeds:
             key = (*sorted(seeds.items()), scheme.pointwise_convs_as_matmul, scheme.splits_qkv)
-            return self.memory.activations(key, [prepared], self.batches, budget)
+            graphs = [prepared]
+        with budget.paused():
+            found = self.memory.activations(key, graphs, self.batches, budget)
+        if self.request.options.search_seconds is None:
+            budget.allow_images(IMAGES_ALLOWED, MOST_SECONDS)
+        return found
 
 
 def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotated, Statistics]:

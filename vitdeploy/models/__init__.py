@@ -99,6 +99,8 @@ _MODEL_TYPES: Mapping[str, str] = types.MappingProxyType(
     }
 )
 """Families of models in transformers' layout, by model_type; all others are `transformers`."""
+_TRACKING = ("sam2",)
+"""Families with parts for video."""
 _PROMPTED = ("sam", "sam2", "mobile_sam")
 """Families whose outputs are not to be chosen."""
 _UNSUPPORTED = (
@@ -175,6 +177,11 @@ def load(options: LoadOptions) -> LoadedModel:
     reference = resolve(options.source)
     if reference.kind == "hf" and reference.family == "transformers":
         reference = _hub_layout(reference)
+    if options.video and reference.family not in _TRACKING:
+        raise UsageError(
+            f"--video: '{options.source}' is no SAM 2, and has no memory of earlier frames. Leave "
+            "--video away."
+        )
     if options.outputs is not None and reference.family in _PROMPTED:
         raise UsageError(
             f"--outputs {options.outputs}: '{options.source}' segments what is pointed at, and its "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.data import Preprocess
 from vitdeploy.data.packaged import PackagedName
+from vitdeploy.manifest import TrackingEntry
 from vitdeploy.models.pruning_record import PruningRecord
 from vitdeploy.recipe import PreprocessSection
 
@@ -44,6 +45,8 @@ class LoadOptions:
     weights: for figures that follow from shapes."""
     single_mask: bool = False
     """Of a model that segments by prompts: choose one mask a prompt, instead of returning all."""
+    video: bool = False
+    """Of SAM 2: also the parts that remember earlier frames."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ class LoadedModel:
     """Paths are in the module of the first part."""
     rebuild: Rebuild | None = None
     """None for a model that cannot be saved as a folder."""
+    tracking: TrackingEntry | None = None
+    """What following an object over frames needs to know; None for a model of single pictures."""
 
     @property
     def class_output(self) -> str | None:

@@ -1,8 +1,9 @@
 """Pictures in, results out, on whichever engine a bundle was built for.
 
 `classes` has the predictor of models that answer to a picture alone, `masks` the one of models
-that segment what is pointed at, `everything` masks without prompts, `overlay` draws masks,
-`engine` lets threads share an engine, `artifacts` says which of a bundle's are opened.
+that segment what is pointed at, `video` the one that follows an object over frames, `everything`
+masks without prompts, `overlay` draws masks, `engine` lets threads share an engine, `artifacts`
+says which of a bundle's are opened.
 """
 
 from pathlib import Path
@@ -11,15 +12,18 @@ from vitdeploy.bundle import load_bundle
 from vitdeploy.predictor.classes import ClassScore, Prediction, Predictor
 from vitdeploy.predictor.everything import EverythingOptions, FoundMask
 from vitdeploy.predictor.masks import MaskPrediction, MaskPredictor
+from vitdeploy.predictor.video import FrameMask, VideoPredictor
 
 __all__ = [
     "ClassScore",
     "EverythingOptions",
     "FoundMask",
+    "FrameMask",
     "MaskPrediction",
     "MaskPredictor",
     "Prediction",
     "Predictor",
+    "VideoPredictor",
     "load",
 ]
 

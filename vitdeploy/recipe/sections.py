@@ -67,6 +67,9 @@ class ModelSection(Section):
         "pyramid, attention or pixel-shuffle-K, several with commas; logits where the model has "
         "a classifier, else features, when null.",
     )
+    video: bool = Field(
+        False, description="Of SAM 2: also memory attention and memory encoder, to track objects."
+    )
     preprocess: PreprocessSection | None = Field(
         None, description="Of an .onnx file; other models bring their own. ImageNet's when null."
     )

@@ -123,3 +123,54 @@ def write_onnx(part: ExportPart, folder: Path, size: int, opset: int = 20) -> Pa
     path = folder / f"{part.name}.onnx"
     save_model(onnx_from_part(part, smooth_pictures(2, size), "dynamic", opset), path)
     return path
+
+
+def sam2_video_model(**fields: Any) -> Any:
+    """A shaken `Sam2VideoModel`, whose pointers are split in two for the memory."""
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    config = Sam2VideoConfig(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": 16,
+                "num_attention_heads": 1,
+                "blocks_per_stage": [1, 2, 3, 1],
+                "embed_dim_per_stage": [16, 32, 64, 128],
+                "num_attention_heads_per_stage": [1, 2, 4, 8],
+                "window_size_per_stage": [8, 4, 6, 2],
+                "global_attention_blocks": [4],
+                "image_size": [128, 128],
+            },
+            "backbone_channel_list": [128, 64, 32, 16],
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "fpn_hidden_size": 128,
+        },
+        prompt_encoder_config={"hidden_size": 128, "image_size": 128},
+        mask_decoder_config={
+            "hidden_size": 128,
+            "mlp_dim": 64,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 32,
+        },
+        image_size=128,
+        memory_attention_hidden_size=128,
+        memory_attention_feed_forward_hidden_size=64,
+        memory_attention_num_layers=2,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=64,
+        **fields,
+    )
+    torch.manual_seed(0)
+    model = Sam2VideoModel._from_config(config, attn_implementation="eager")
+    shake_(model)
+    with torch.no_grad():
+        frequencies = model.prompt_encoder.shared_embedding.positional_embedding
+        model.shared_image_embedding.positional_embedding.copy_(frequencies)
+        for layer in model.memory_attention.layers:  # so that what is remembered counts
+            layer.cross_attn_image.q_proj.weight *= 8
+            layer.cross_attn_image.o_proj.weight *= 40
+    return model.eval()

@@ -1,13 +1,17 @@
 """SAM 2 and 2.1 (arXiv 2408.00714) on single images, modelled by transformers.
 
 Weights come from the publisher's `sam2_hiera_*.pt` and `sam2.1_hiera_*.pt`, from transformers
-folders, or are random. Video memory is no part yet: what holds it gives its image parts.
+folders, or are random. With `LoadOptions.video` a model of video gives the parts of its memory too;
+without, its image parts alone.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitdeploy.errors import ModelError
+from vitdeploy.manifest import TrackingEntry
 from vitdeploy.models.reference import Alias, Reference
 from vitdeploy.models.spec import LoadedModel, LoadOptions
 
@@ -62,7 +66,12 @@ def owns(architecture: str) -> bool:
 
 
 def load(reference: Reference, options: LoadOptions) -> LoadedModel:
-    """Return image encoder and mask decoder; see `segment_anything.loading` for what it raises."""
+    """Return image encoder and mask decoder, and the memory where video is asked for.
+
+    See `segment_anything.loading` for what it raises.
+    """
+    if options.video:
+        return _load_video(reference, options)
     from transformers import Sam2Config, Sam2Model
 
     from vitdeploy.models.segment_anything import loading, parts, publisher, sam2_publisher
@@ -86,12 +95,7 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     model = loading.filled_model(
         lambda: Sam2Model._from_config(config, attn_implementation="eager"), weights, options.seed
     )
-    side, width = size // config.prompt_encoder_config.patch_size, config.mask_decoder_config
-    features = {
-        "image_embeddings": (width.hidden_size, side, side),
-        "high_res_feats_0": (width.hidden_size // 8, 4 * side, 4 * side),
-        "high_res_feats_1": (width.hidden_size // 4, 2 * side, 2 * side),
-    }
+    features = _features(config, size)
     decoder = HighResolutionMaskDecoder(model, size, single_mask=options.single_mask)
     return loading.loaded_sam(
         reference,
@@ -102,6 +106,76 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
             parts.decoder_part(decoder, size, features),
         ),
         (native, "positions are resampled (bicubic), windows kept"),
+    )
+
+
+def _features(config: Any, size: int) -> dict[str, tuple[int, int, int]]:
+    """Return what the image encoder gives for one picture, by name: (C, h, w)."""
+    side = size // int(config.prompt_encoder_config.patch_size)
+    width = int(config.mask_decoder_config.hidden_size)
+    return {
+        "image_embeddings": (width, side, side),
+        "high_res_feats_0": (width // 8, 4 * side, 4 * side),
+        "high_res_feats_1": (width // 4, 2 * side, 2 * side),
+    }
+
+
+def _load_video(reference: Reference, options: LoadOptions) -> LoadedModel:
+    """Return all four parts of a model of video.
+
+    Raises:
+        ModelError: also for weights in the publisher's layout, and for what `require_usual` says.
+    """
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    from vitdeploy.models.segment_anything import loading, parts, publisher, video
+    from vitdeploy.models.segment_anything.decoder import HighResolutionMaskDecoder
+    from vitdeploy.models.segment_anything.hiera import STEP, Sam2ImageEncoder
+
+    fields = dict(loading.read_config(reference, _KNOWN))
+    fields.pop("model_type", None)
+    config = loading.parsed(Sam2VideoConfig, fields, reference)
+    native = int(config.prompt_encoder_config.image_size)
+    size = loading.chosen_size(options, native, STEP)
+    video.require_usual(config, size)
+    weights = loading.read_weights(reference, options)
+    if weights is not None and publisher.is_publisher_layout(weights.tensors):
+        raise ModelError(
+            f"{weights.what} is in its publisher's layout, of which vitdeploy reads the image "
+            "parts alone; give the transformers folder of the model for --video."
+        )
+    if weights is not None:
+        weights = loading.renamed(weights, publisher.with_shared_positions)
+    model = loading.filled_model(
+        lambda: Sam2VideoModel._from_config(config, attn_implementation="eager"),
+        weights,
+        options.seed,
+        is_mapped=False,  # rotary tables are buffers of the library's that no file has
+    )
+    features = _features(config, size)
+    decoder = HighResolutionMaskDecoder(
+        model, size, single_mask=False, object_head=video.ObjectHead(model)
+    )
+    mask_config = config.mask_decoder_config
+    loaded = loading.loaded_sam(
+        reference,
+        weights,
+        loading.preprocess_of(reference, size, "squash"),
+        (
+            parts.encoder_part(Sam2ImageEncoder(model, size), size, features),
+            parts.decoder_part(decoder, size, features),
+            *video.video_parts(model, size),
+        ),
+        (native, "positions are resampled (bicubic), windows kept"),
+    )
+    return dataclasses.replace(
+        loaded,
+        tracking=TrackingEntry(
+            most_memories=config.num_maskmem,
+            most_pointers=config.max_object_pointers_in_encoder,
+            stability_delta=mask_config.dynamic_multimask_stability_delta,
+            stability_threshold=mask_config.dynamic_multimask_stability_thresh,
+        ),
     )
 
 

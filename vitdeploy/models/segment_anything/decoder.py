@@ -21,8 +21,9 @@ _LARGEST_PICTURE = 65536
 """Pixels along one axis; a bound the exporter is told, so that sizes may come from a tensor."""
 
 
-Masks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Masks at the picture's size, IoU predictions and low-resolution masks."""
+Masks = tuple[torch.Tensor, ...]
+"""Masks at the picture's size, IoU predictions and low-resolution masks; for video also object
+pointers and object scores."""
 
 
 class Prompt(NamedTuple):
@@ -85,7 +86,7 @@ class MaskDecoder(nn.Module):  # type: ignore[misc]
             orig_im_size: (2,) height and width in pixels of the masks wanted.
         """
         prompt = Prompt(point_coords, point_labels, mask_input, has_mask_input)
-        return self.decode(image_embeddings, (), prompt, orig_im_size)
+        return self.decode(image_embeddings, (), prompt, orig_im_size)[0]
 
     def decode(
         self,
@@ -93,14 +94,17 @@ class MaskDecoder(nn.Module):  # type: ignore[misc]
         high_resolution: tuple[torch.Tensor, ...],
         prompt: Prompt,
         orig_im_size: torch.Tensor,
-    ) -> Masks:
-        """Return what `forward` does; `high_resolution` as in `HighResolutionMaskDecoder`."""
+    ) -> tuple[Masks, torch.Tensor]:
+        """Return what `forward` does, and the decoder's tokens (P, 2 + M + N, C) as they end.
+
+        `high_resolution` is as in `HighResolutionMaskDecoder`.
+        """
         sparse = self._embed_points(prompt.coords, prompt.labels)
         dense = self._embed_mask(prompt.mask, prompt.has_mask)
-        low, quality = self._predict(image_embeddings + dense, sparse, high_resolution)
+        low, quality, tokens = self._predict(image_embeddings + dense, sparse, high_resolution)
         if self.single_mask:
             low, quality = _select(low, quality, prompt.coords.shape[1])
-        return self._upscaled(low, orig_im_size), quality, low
+        return (self._upscaled(low, orig_im_size), quality, low), tokens
 
     def _embed_points(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return (P, N, C): where each point is, plus what it means."""
@@ -117,22 +121,22 @@ class MaskDecoder(nn.Module):  # type: ignore[misc]
 
     def _predict(
         self, image: torch.Tensor, sparse: torch.Tensor, high_resolution: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all low-resolution masks (P, 4, 4 h, 4 w) and their IoU predictions (P, 4)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return all low-resolution masks (P, 4, 4 h, 4 w), IoU predictions (P, 4), tokens."""
         decoder = self.decoder
         prompts = sparse.shape[0]
         first = [decoder.obj_score_token.weight] if high_resolution else []
         own = torch.cat([*first, decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(prompts, -1, -1), sparse], dim=1)
         channels, height, width = image.shape[1:]
-        found, keys = decoder.transformer(
+        last, keys = decoder.transformer(
             point_embeddings=tokens.unsqueeze(1),
             image_embeddings=image.expand(prompts, -1, -1, -1),
             image_positional_embeddings=self.positions,
             attention_similarity=None,
         )
         # iou token, then one token a mask
-        found = found.squeeze(1)[:, len(first) :]
+        found = last.squeeze(1)[:, len(first) :]
         features = keys.squeeze(1).transpose(1, 2).reshape(-1, channels, height, width)
         features = self._upscaled_features(features, high_resolution)
         weights = torch.stack(
@@ -140,7 +144,7 @@ class MaskDecoder(nn.Module):  # type: ignore[misc]
         )
         rows, columns = features.shape[2:]
         masks = (weights @ features.flatten(2)).reshape(-1, weights.shape[1], rows, columns)
-        return masks, decoder.iou_prediction_head(found[:, 0])
+        return masks, decoder.iou_prediction_head(found[:, 0]), last.squeeze(1)
 
     def _upscaled_features(
         self, features: torch.Tensor, high_resolution: tuple[torch.Tensor, ...]
@@ -179,10 +183,20 @@ class MaskDecoder(nn.Module):  # type: ignore[misc]
 class HighResolutionMaskDecoder(nn.Module):  # type: ignore[misc]
     """Returns masks of SAM 2, whose decoder also reads two finer feature maps."""
 
-    def __init__(self, model: Any, image_size: int, *, single_mask: bool) -> None:
-        """Take the prompt encoder and mask decoder of a `Sam2Model`; see `MaskDecoder`."""
+    def __init__(
+        self, model: Any, image_size: int, *, single_mask: bool, object_head: Any = None
+    ) -> None:
+        """Take the prompt encoder and mask decoder of a `Sam2Model`; see `MaskDecoder`.
+
+        Args:
+            model: as there.
+            image_size: as there.
+            single_mask: as there.
+            object_head: `video.ObjectHead`, whose outputs follow the masks; None for pictures.
+        """
         super().__init__()
         self.inner = MaskDecoder(model, image_size, frame="stretch", single_mask=single_mask)
+        self.object_head = object_head
         self.masks = self.inner.masks
         self.mask_size = self.inner.mask_size
 
@@ -211,7 +225,11 @@ class HighResolutionMaskDecoder(nn.Module):  # type: ignore[misc]
         """
         prompt = Prompt(point_coords, point_labels, mask_input, has_mask_input)
         finer = (high_res_feats_0, high_res_feats_1)
-        return self.inner.decode(image_embeddings, finer, prompt, orig_im_size)
+        masks, tokens = self.inner.decode(image_embeddings, finer, prompt, orig_im_size)
+        if self.object_head is None:
+            return masks
+        # an object token, a token for the IoU, one a mask
+        return (*masks, *self.object_head(tokens[:, 0], tokens[:, 2 : 2 + self.masks]))
 
 
 def _label_table(encoder: Any) -> torch.Tensor:

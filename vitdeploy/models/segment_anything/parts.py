@@ -1,7 +1,7 @@
 """The two parts of a SAM model: their tensors, and example prompts to export with.
 
-`image_embeddings` leaves the first part and enters the second under one name; so would further
-parts (video memory) be joined.
+`image_embeddings` leaves the first part and enters the second under one name, and those of video
+memory, which are `video`'s.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +40,7 @@ def decoder_part(module: Any, image_size: int, features: Shapes) -> ExportPart:
     _, rows, columns = features["image_embeddings"]
     low = (4 * rows, 4 * columns)
     masks = int(module.masks)
+    tracked = getattr(module, "object_head", None) is not None
     inputs = (
         *(TensorSpec(name, (1, *shape)) for name, shape in features.items()),
         TensorSpec("point_coords", (PROMPTS, POINTS, 2)),
@@ -56,8 +57,17 @@ def decoder_part(module: Any, image_size: int, features: Shapes) -> ExportPart:
             TensorSpec("masks", (PROMPTS, masks, "height", "width")),
             TensorSpec("iou_predictions", (PROMPTS, masks)),
             TensorSpec("low_res_masks", (PROMPTS, masks, *low)),
+            *(_tracked(masks, features["image_embeddings"][0]) if tracked else ()),
         ),
         example=_example(inputs, image_size),
+    )
+
+
+def _tracked(masks: int, channels: int) -> tuple[TensorSpec, TensorSpec]:
+    """Return what a tracker reads of the decoder beside masks."""
+    return (
+        TensorSpec("object_pointers", (PROMPTS, masks, channels)),
+        TensorSpec("object_scores", (PROMPTS, 1)),
     )
 
 
