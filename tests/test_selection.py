@@ -50,8 +50,21 @@ class Clock:
         }
 
 
-def export(place: Path, output: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, **changes):
+def export(
+    place: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    *,
+    has_others: bool = False,
+    **changes,
+):
     monkeypatch.setattr(openvino, "variants", lambda: VARIANTS)
+    # with VNNI; elsewhere attention stays in float
+    scheme = replace(openvino.quant_scheme(), most_int8_attention_tokens=4096, weight_bits=8)
+    monkeypatch.setattr(openvino, "quant_scheme", lambda: scheme)
+    if not has_others:
+        monkeypatch.setattr(vitdeploy.selection, "_other_placements", lambda *_: [])
     monkeypatch.setattr(vitdeploy.selection, "measure_latency", clock)
     sections = {
         "precision": "auto",
@@ -198,6 +211,33 @@ def test_int8_keeps_its_meaning_and_says_where_it_is_slower(place, tmp_path, mon
     assert any(
         "FP16 (INFERENCE_PRECISION_HINT=f32) is 1.70x faster here." in n for n in report.notes
     )
+
+
+def test_attention_in_float_is_timed_beside_int8_and_kept_where_it_is_faster(
+    place, tmp_path, monkeypatch
+):
+    clock = Clock([30.0, 20.0, 10.0, 21.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, has_others=True)
+    notes = " ".join(report.notes)
+    assert "kept INT8 with attention in float (INFERENCE_PRECISION_HINT=f32): 10 ms" in notes
+    assert "INT8 (INFERENCE_PRECISION_HINT=f32) is 2.00x slower here." in notes
+    resolved = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert resolved.int8.choices["openvino"].attention_int8 == {}
+    assert [p.name for p in (tmp_path / "out").glob("openvino*")] == ["openvino"]
+    # a rerun builds the same, and times nothing
+    vitdeploy.run(resolved, output=tmp_path / "again")
+    assert clock.calls == 1
+    for name in ("model.xml", "model.bin"):
+        first, second = (tmp_path / run / "openvino" / name for run in ("out", "again"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_attention_stays_in_int8_where_that_is_as_fast(place, tmp_path, monkeypatch):
+    clock = Clock([30.0, 20.0, 19.9, 21.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, has_others=True)
+    assert "kept INT8 (INFERENCE_PRECISION_HINT=f32): 20 ms" in " ".join(report.notes)
+    resolved = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert resolved.int8.choices["openvino"].attention_int8
 
 
 def test_auto_without_time_or_without_an_engine_is_refused(place, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 The order of the stages is `pipeline`'s, the stages themselves are `comparing`'s and `stages`'.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from vitdeploy.bundle import BundleWriter
 from vitdeploy.compress.folding import Memory
 from vitdeploy.compress.int4 import Int4Result
+from vitdeploy.compress.int8 import Int8Result
 from vitdeploy.image_sets import Chosen
 from vitdeploy.joined import GOLDEN_PICTURES, JoinedReference
 from vitdeploy.measure import StageClock
@@ -64,6 +66,8 @@ class Plan:
     """INT8 as chosen before; searched for where None."""
     pinned_int4: Int4Choices | None = None
     """The same for INT4 weights."""
+    quantized: Mapping[str, Int8Result] = field(default_factory=dict)
+    """By part: in INT8 already."""
 
 
 @dataclass(frozen=True)

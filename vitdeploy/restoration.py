@@ -123,7 +123,7 @@ def _rebuilt(
             ),
         )
         for new, old in zip(
-            build_target(job, target.NAME, target, replace(plan, pinned=pinned)),
+            build_target(job, target.NAME, target, replace(plan, pinned=pinned, quantized={})),
             built,
             strict=True,
         )

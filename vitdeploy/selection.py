@@ -13,6 +13,7 @@ from typing import cast
 
 from vitdeploy.bundle import Artifact
 from vitdeploy.comparing import compare
+from vitdeploy.compress.placement import LEAST_INT8_PERCENT
 from vitdeploy.errors import (
     CompressionError,
     DataError,
@@ -204,16 +205,48 @@ def _built(
     for variant in variants:
         name = variant.precision
         plan = _plan(job, target, variant, f"{target.NAME}.{name}")
-        if name not in made and name not in refused:
+        is_first = name not in made
+        if is_first and name not in refused:
             try:
                 made[name] = build_target(job, target.NAME, target, plan)
             except (CompressionError, ExportError) as error:
                 refused[name] = error
         if name in made:
             found.append(Candidate(variant, plan, _with_settings(made[name], variant)))
+            if is_first:
+                found += _other_placements(job, target, (variant, made[name]))
     if not any(job.work.recipe.precision in ("auto", item.variant.precision) for item in found):
         raise next(reversed(refused.values()))
     return found, [f"{name} cannot be built: {error}" for name, error in refused.items()]
+
+
+def _other_placements(
+    job: Job, target: Target, usual: tuple[Variant, list[Compressed]]
+) -> list[Candidate]:
+    """Return a variant of INT8, which is built, with more in float, which may be faster.
+
+    None of it where less than the least share of INT8 would be left, which a run for INT8 promises.
+    """
+    variant, built = usual
+    parts = [item for item in built if item.quantized is not None]
+    if len(parts) != 1 or job.reference.is_slow:
+        return []
+    (own,) = parts
+    assert own.quantized is not None
+    found = []
+    for number, (what, quantized) in enumerate(own.quantized.others):
+        if quantized.int8_macs_percent < LEAST_INT8_PERCENT:
+            continue
+        plan = replace(
+            _plan(job, target, variant, f"{target.NAME}.int8.{number}"),
+            quantized={own.artifact.part: quantized},
+        )
+        try:
+            again = build_target(job, target.NAME, target, plan)
+        except ExportError:
+            continue
+        found.append(Candidate(replace(variant, placement=what), plan, again))
+    return found
 
 
 def _with_settings(compressed: list[Compressed], variant: Variant) -> list[Compressed]:
@@ -334,6 +367,8 @@ def _sqnr_db(target: Target, judged: Judged) -> float:
 def _name(candidate: Candidate) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in candidate.variant.settings.items())
     name = candidate.variant.precision.upper()
+    if candidate.variant.placement:
+        name = f"{name} with {candidate.variant.placement}"
     return f"{name} ({settings})" if settings else name
 
 

@@ -111,9 +111,11 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
         kept = "fp32" if keeps_float(item.part) else plan.precision
         settings = plan.settings if kept == plan.precision else {}
         if kept == "int8":
-            with job.work.stage(f"quantize {name}"):
-                quantized = quantize(job, target, item, plan.pinned)
-                return_freed_memory()
+            quantized = plan.quantized.get(item.part.name)
+            if quantized is None:
+                with job.work.stage(f"quantize {name}"):
+                    quantized = quantize(job, target, item, plan.pinned)
+                    return_freed_memory()
             model = quantized.model
             kept = "int8" if quantized.int8_macs_percent >= LEAST_INT8_PERCENT else "mixed"
         elif kept in INT4_PRECISIONS:

@@ -84,3 +84,30 @@ def test_refuses_nan_weights(vit_graph: ir.Model, pixels: np.ndarray):
     value.const_value = ir.tensor(array, name="fc1.weight")
     with pytest.raises(CompressionError, match="fc1"):
         quantize(vit_graph, pixels)
+
+
+def test_other_placements_are_offered_and_are_what_their_choices_give(
+    vit_graph: ir.Model, pixels: np.ndarray
+):
+    result = quantize(vit_graph, pixels)
+    ((what, other),) = result.others
+    assert what == "convolutions in float"
+    assert other.quantized == tuple(n for n in result.quantized if n in ("fc1", "fc2", "head"))
+    assert set(result.quantized) - set(other.quantized) == set(other.kept_float)
+    assert other.int8_macs_percent == pytest.approx(100 - 100 * 6144 / (6144 + 8192 + 40))
+    feeds = [{"pixel_values": pixels}]
+    again = quantize_int8(
+        vit_graph,
+        SCHEME,
+        lambda: iter(feeds),
+        Int8Section(placement="all"),
+        pinned=other.choices,
+    )
+    with runner_from_model(again.model) as a, runner_from_model(other.model) as b:
+        seen, expected = (r({"pixel_values": pixels})["logits"] for r in (a, b))
+    np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-6)
+    assert again.others == ()
+    assert again.int8_macs_percent == pytest.approx(other.int8_macs_percent)
+    # nothing to offer where only convolutions, or none, are in INT8
+    alone = Int8Section(keep_float=("fc*", "head"), placement="all")
+    assert quantize(vit_graph, pixels, alone).others == ()

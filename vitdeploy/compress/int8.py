@@ -98,6 +98,9 @@ class Int8Result:
     attention: AttentionInt8 = field(default_factory=AttentionInt8)
     """Which attention is INT8 throughout, and why other attention is not."""
     search: SearchCost = field(default_factory=SearchCost)
+    others: tuple[tuple[str, "Int8Result"], ...] = ()
+    """The same with fewer products in INT8, for an engine to say whether that is faster: what is in
+    float there, and the result. They cost little, for weights are shared."""
 
 
 def quantize_int8(
@@ -141,6 +144,7 @@ def quantize_int8(
     rounded = _rounded(folded, chosen, request, few)
     quantized = _quantized_model(folded, chosen, rounded, corrects_bias=options.bias_correction)
     attention = AttentionInt8()
+    products_alone = quantized.clone()
     if scheme.most_int8_attention_tokens:
         known = None if pinned is None else pinned.attention_int8
         budget.reserved = 0.0
@@ -149,7 +153,7 @@ def quantize_int8(
             AttentionRequest(model, folded.model, scheme, few, budget, known),
         )
     found = folded.found
-    return Int8Result(
+    result = Int8Result(
         model=quantized,
         quantized=tuple(chosen),
         kept_float=tuple(site.name for site in every if site.name not in chosen),
@@ -174,6 +178,49 @@ def quantize_int8(
         if pinned is None
         else SearchCost(),
     )
+    if pinned is not None:
+        return result
+    if attention.ceilings:
+        return replace(result, others=(_without_attention(result, products_alone),))
+    return replace(result, others=_without_convolutions(result, folded, rounded, options))
+
+
+def _without_attention(result: Int8Result, products_alone: ir.Model) -> tuple[str, Int8Result]:
+    choices = result.choices.model_copy(update={"attention_int8": {}})
+    return "attention in float", replace(
+        result, model=products_alone, choices=choices, attention=AttentionInt8()
+    )
+
+
+def _without_convolutions(
+    result: Int8Result,
+    folded: FoldedModel,
+    rounded: Mapping[str, QuantizedWeight],
+    options: Int8Section,
+) -> tuple[tuple[str, Int8Result], ...]:
+    """Return the result with convolutions in float; none where there are none, or only they."""
+    kinds = {site.name: site.node.op_type for site in find_weight_sites(folded.model)}
+    convolutions = tuple(name for name in result.quantized if kinds[name] == "Conv")
+    left = tuple(name for name in result.quantized if name not in convolutions)
+    if not convolutions or not left:
+        return ()
+    model = _quantized_model(folded, left, rounded, corrects_bias=options.bias_correction)
+    kept = (*result.choices.kept_float, *convolutions)
+    lost = sum(folded.macs[name] for name in convolutions) / sum(folded.macs.values())
+    other = replace(
+        result,
+        model=model,
+        quantized=left,
+        kept_float=(*result.kept_float, *convolutions),
+        int8_macs_percent=result.int8_macs_percent - 100.0 * lost,
+        choices=result.choices.model_copy(
+            update={
+                "kept_float": kept,
+                "rounded": tuple(name for name in result.choices.rounded if name in left),
+            }
+        ),
+    )
+    return (("convolutions in float", other),)
 
 
 def _prepared(model: ir.Model, scheme: QuantScheme) -> ir.Model:

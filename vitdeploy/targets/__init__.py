@@ -35,6 +35,8 @@ class Variant:
     precision: str
     settings: Settings = field(default_factory=dict)
     """On top of what the target's `build` sets."""
+    placement: str = ""
+    """What is in float beside what the search of INT8 left there; nothing where empty."""
 
 
 @dataclass(frozen=True)
