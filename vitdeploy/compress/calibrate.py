@@ -6,7 +6,7 @@ follow from the statistics is decided in `int8`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,9 @@ class ChannelStatistics:
     """(C,) float64 mean square."""
     positions: float
     """Tokens or pixels per image."""
+    half: "ChannelStatistics | None" = None
+    """Of every other batch alone, the first included; None where there was one batch. What is
+    derived from it can be judged on the batches between, which are `held_out`."""
 
     @property
     def range(self) -> ActivationRange:
@@ -99,18 +102,42 @@ def collect_statistics(
     values = _values_by_name(observed)
     reductions = {p.value_name: _add_reductions(observed, values[p.value_name], p) for p in probes}
     merged: dict[str, _Merging] = {probe.value_name: _Merging() for probe in probes}
+    halves: dict[str, _Merging] = {probe.value_name: _Merging() for probe in probes}
     images = 0
     bring_observers_forward_(observed.graph, len(model.graph))
-    for feeds, results in _run(observed, batches):
+    for number, (feeds, results) in enumerate(_run(observed, batches)):
         count = len(next(iter(feeds.values())))
         images += count
         for name, outputs in reductions.items():
-            merged[name].add([results[output] for output in outputs], count)
+            seen = [results[output] for output in outputs]
+            merged[name].add(seen, count)
+            if number % 2 == 0:
+                halves[name].add(seen, count)
         if progress:
             progress(images)
     if not images:
         raise CompressionError("calibration got no image; give a folder with images to --calib.")
-    return {name: merging.result(name) for name, merging in merged.items()}
+    found = {name: merging.result(name) for name, merging in merged.items()}
+    if number == 0:
+        return found
+    return {name: replace(own, half=halves[name].result(name)) for name, own in found.items()}
+
+
+def held_out(batches: Batches) -> Batches:
+    """Return the batches that `ChannelStatistics.half` is not of; or the only one there is."""
+
+    def passes() -> Iterator[Feeds]:
+        first: Feeds | None = None
+        number = -1
+        for number, feeds in enumerate(batches()):
+            if number % 2:
+                yield feeds
+            elif number == 0:
+                first = feeds
+        if number == 0 and first is not None:
+            yield first
+
+    return passes
 
 
 def collect_range_errors(

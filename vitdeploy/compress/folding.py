@@ -140,7 +140,8 @@ def folded_model(
     Args:
         model: canonical FP32 graph; not changed.
         request: what is asked for.
-        batches: a pass over the calibration images.
+        batches: a pass over the calibration images; over `held_out` ones where `statistics` have
+            halves.
         statistics: of this graph, by `measure_activations`.
 
     Raises:

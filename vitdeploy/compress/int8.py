@@ -22,7 +22,7 @@ from vitdeploy.compress.attention_int8 import (
 )
 from vitdeploy.compress.bias import correct_bias_
 from vitdeploy.compress.budget import Budget
-from vitdeploy.compress.calibrate import Batches
+from vitdeploy.compress.calibrate import Batches, held_out
 from vitdeploy.compress.folding import (
     FoldedModel,
     Memory,
@@ -136,9 +136,10 @@ def quantize_int8(
     names = frozenset(site.name for site in _selected(every, options.keep_float))
     request = FoldRequest(names, scheme, options, budget, pinned)
     few = cache(partial(mixed, batches, SEARCH_IMAGES))
+    unseen = cache(partial(mixed, held_out(batches), SEARCH_IMAGES))
     observer = _Observer(model, batches, memory or Memory(), request)
     rotated, statistics = _rotated_(copy, observer, few)
-    folded = folded_model(copy, request, few, statistics)
+    folded = folded_model(copy, request, unseen, statistics)
     placement = _placement(folded, request, few, rotated.kept_float)
     kept = set(placement.kept_float)
     chosen = [name for name in folded.quantization.weights if name not in kept]
@@ -277,7 +278,9 @@ def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotate
     def fold(candidate: ir.Model, images: Batches) -> FoldedModel:
         # The ranges of all images are known for the graph as it came.
         own = statistics if candidate is copy else measure_activations(candidate, images, part)
-        return folded_model(candidate, replace(request, budget=part), images, own)
+        # judged on images that gave the ranges; see `choose_rotations`
+        whole = {name: replace(seen, half=None) for name, seen in own.items()}
+        return folded_model(candidate, replace(request, budget=part), images, whole)
 
     rotated = choose_rotations(copy, fold, few, part)
     if rotated.seeds:

@@ -41,6 +41,9 @@ CLIP_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 """Shares of the min-max range that are tried."""
 MEASURED_STRENGTHS = 3
 """How many fold strengths, best estimates first, are measured on images; no fold is one more."""
+WORTH_CHANGING = 0.9
+"""Of the error without a fold, or with the whole range: what is left must be below this share, for
+other images are never quite like those of the calibration."""
 SEARCH_IMAGES = 64
 """Calibration images the search reads at most; ranges need all, error sums do not."""
 SEARCH_TOKENS = 8192
@@ -116,25 +119,29 @@ def search(given: SearchInput) -> Found:
     ratios = CLIP_RATIOS if given.request.options.clip == "mse" else (1.0,)
     if given.request.pinned is not None:
         return _from_pins(given, groups, refusals, given.request.pinned)
-    options = {group.name: _shortlist(group, given) for group in groups}
+    # what is tried follows from one half of the images and is judged on the other: a fold that fits
+    # every channel to what it was seen to do leaves no room for what it does on other images
+    tried = replace(given, statistics={n: own.half or own for n, own in given.statistics.items()})
+    options = {group.name: _shortlist(group, tried) for group in groups}
     budget = given.request.budget
-    grid = _candidates(given, groups, options, ratios)
+    grid = _candidates(tried, groups, options, ratios)
     listed = {probe: [c for row in rows for c in row] for probe, rows in grid.items()}
     if all(len(candidates) == 1 for candidates in listed.values()):
-        return _estimated(given, groups, refusals, options)
+        return _estimated(given, groups, refusals)
     first = _IMAGE_COST * budget.image_seconds * budget.batch_images
     first += _BUILD_COST * budget.build_seconds
     if not budget.affords(first, "measuring folds and ranges"):
-        return _estimated(given, groups, refusals, options)
+        return _estimated(given, groups, refusals)
     is_over = budget.until(_BUDGET_SHARE)
     batches = limited(given.batches, _images_needed(given), is_over)
     errors = collect_range_errors(given.model, listed, given.request.scheme, batches)
     costs = _costs(given.sites, grid, errors)
-    harm = {group.name: _harm(group, options[group.name], costs, given) for group in groups}
-    harm |= _harm_to_blocks(given, groups, options, grid, costs)
-    chosen = {g.name: options[g.name][int(np.argmin(harm[g.name]))] for g in groups}
-    clips = _best_clips(given, groups, options, chosen, costs, ratios)
-    labels = {name: strength.label for name, strength in chosen.items()}
+    harm = {group.name: _harm(group, options[group.name], costs, tried) for group in groups}
+    harm |= _harm_to_blocks(tried, groups, options, grid, costs)
+    best = {g.name: options[g.name][_least(harm[g.name])] for g in groups}
+    clips = _best_clips(tried, groups, options, best, costs, ratios)
+    labels = {name: strength.label for name, strength in best.items()}
+    chosen = {g.name: strength_from_label(g, labels[g.name], given.statistics) for g in groups}
     choices = Int8Choices(strengths=labels, clips=clips)
     count = sum(len(candidates) for candidates in listed.values())
     return _found(given, groups, refusals, chosen, choices, count)
@@ -151,9 +158,9 @@ def _estimated(
     given: SearchInput,
     groups: list[FoldGroup],
     refusals: list[Refusal],
-    options: Mapping[str, Sequence[Strength]],
 ) -> Found:
     """Return the best estimates, unclipped: nothing is measured."""
+    options = {group.name: _shortlist(group, given) for group in groups}
     # Without a better estimate than no fold, that is the only option.
     chosen = {name: listed[min(1, len(listed) - 1)] for name, listed in options.items()}
     labels = {name: strength.label for name, strength in chosen.items()}
@@ -344,7 +351,13 @@ def _best_clips(
     for group in groups:
         number = list(options[group.name]).index(chosen[group.name])
         row.update({str(reader.site.activation.name): number for reader in group.readers})
-    return {name: ratios[int(np.argmin(costs[name][number]))] for name, number in row.items()}
+    return {name: ratios[_least(costs[name][number])] for name, number in row.items()}
+
+
+def _least(errors: np.ndarray) -> int:
+    """Return the place of the least error; the first, which changes nothing, where that is near."""
+    best = int(np.argmin(errors))
+    return best if errors[best] < WORTH_CHANGING * errors[0] else 0
 
 
 def _probe(site: WeightSite) -> Probe:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 import numpy as np
@@ -22,7 +21,7 @@ from vitdeploy.predictor.artifacts import (
     parts_of,
     run_pictures,
 )
-from vitdeploy.predictor.engine import SharedEngine
+from vitdeploy.predictor.engine import Closing, SharedEngine
 from vitdeploy.predictor.tiles import run_in_chunks, tiling_from_manifest
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import load_target
@@ -60,7 +59,7 @@ class Prediction:
         return self.classes[0].label if self.classes else None
 
 
-class Predictor:
+class Predictor(Closing):
     """Runs a bundle's model on images; a context manager, or call `close`.
 
     Threads may share one: each gets what it would have got alone.
@@ -179,17 +178,6 @@ class Predictor:
     def close(self) -> None:
         """Free the engine once the runs under way are done; later calls are errors."""
         self._engine.close()
-
-    def __enter__(self) -> "Predictor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _classes(self, logits: np.ndarray | None) -> tuple[ClassScore, ...]:
         if logits is None:

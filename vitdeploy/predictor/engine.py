@@ -1,9 +1,32 @@
-"""An engine that several threads share, and which is closed once."""
+"""An engine that several threads share, and which is closed once; what is closed by a `with`."""
 
 import threading
+from types import TracebackType
+from typing import TypeVar
 
 from vitdeploy.errors import UsageError
 from vitdeploy.runner import Feeds, Outputs, Runner
+
+_Own = TypeVar("_Own", bound="Closing")
+
+
+class Closing:
+    """A context manager that ends with `close`."""
+
+    def close(self) -> None:
+        """Free what is held; later calls are errors."""
+        raise NotImplementedError
+
+    def __enter__(self: _Own) -> _Own:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class SharedEngine:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -27,7 +26,7 @@ from vitdeploy.predictor.artifacts import (
     parts_of,
     run_pictures,
 )
-from vitdeploy.predictor.engine import SharedEngine
+from vitdeploy.predictor.engine import Closing, SharedEngine
 from vitdeploy.predictor.everything import EverythingOptions, FoundMask, find_everything
 from vitdeploy.prompts import Prompt, best_masks, prompt_feeds, prompt_from_arrays
 from vitdeploy.runner import Feeds
@@ -73,7 +72,7 @@ class _Picture:
     """Height and width in pixels."""
 
 
-class MaskPredictor:
+class MaskPredictor(Closing):
     """Runs a bundle's image encoder and mask decoder; a context manager, or call `close`.
 
     Threads may prompt one picture together. `set_image` changes the picture for all of them, so
@@ -226,17 +225,6 @@ class MaskPredictor:
     def close(self) -> None:
         """Free both engines once the runs under way are done; later calls are errors."""
         self._engines.close()
-
-    def __enter__(self) -> "MaskPredictor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _require_picture(self) -> _Picture:
         picture = self._picture

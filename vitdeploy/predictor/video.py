@@ -7,7 +7,6 @@ memories of the prompted frame and of the last ones, and is then remembered itse
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from vitdeploy.predictor.artifacts import (
     open_picture,
     parts_of,
 )
-from vitdeploy.predictor.engine import SharedEngine
+from vitdeploy.predictor.engine import Closing, SharedEngine
 from vitdeploy.prompts import prompt_feeds, prompt_from_arrays
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import load_target
@@ -59,7 +58,7 @@ class _Remembered(NamedTuple):
     """(1, C)."""
 
 
-class VideoPredictor:
+class VideoPredictor(Closing):
     """Follows one object over frames that come one by one; a context manager, or call `close`."""
 
     def __init__(
@@ -156,17 +155,6 @@ class VideoPredictor:
     def close(self) -> None:
         """Free the engines once the runs under way are done; later calls are errors."""
         self._open.close()
-
-    def __enter__(self) -> "VideoPredictor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _seen(self, pixels: NDArray[np.float32]) -> Outputs:
         return self._run(IMAGE_ENCODER, {self._inputs[IMAGE_ENCODER][0]: pixels[None]})

@@ -13,6 +13,22 @@ from vitdeploy.models.spec import ExportPart
 from vitdeploy.onnx_export import onnx_from_part
 
 SIZE = Size()
+_HIERA = {
+    "backbone_config": {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 16,
+        "num_attention_heads": 1,
+        "blocks_per_stage": [1, 2, 3, 1],
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "window_size_per_stage": [8, 4, 6, 2],
+        "global_attention_blocks": [4],
+        "image_size": [128, 128],
+    },
+    "backbone_channel_list": [128, 64, 32, 16],
+    "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+}
+"""Of SAM 2's image encoder, with every kind of block: windows, pooling, whole map."""
 
 
 def sam_config(size: Size = SIZE, **vision: Any) -> Any:
@@ -79,22 +95,7 @@ def sam2_model() -> Any:
     from transformers import Sam2Config, Sam2Model
 
     config = Sam2Config(
-        vision_config={
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": 16,
-                "num_attention_heads": 1,
-                "blocks_per_stage": [1, 2, 3, 1],
-                "embed_dim_per_stage": [16, 32, 64, 128],
-                "num_attention_heads_per_stage": [1, 2, 4, 8],
-                "window_size_per_stage": [8, 4, 6, 2],
-                "global_attention_blocks": [4],
-                "image_size": [128, 128],
-            },
-            "backbone_channel_list": [128, 64, 32, 16],
-            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-            "fpn_hidden_size": 32,
-        },
+        vision_config={**_HIERA, "fpn_hidden_size": 32},
         prompt_encoder_config={"hidden_size": 32, "image_size": 128},
         mask_decoder_config={
             "hidden_size": 32,
@@ -130,22 +131,7 @@ def sam2_video_model(**fields: Any) -> Any:
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
     config = Sam2VideoConfig(
-        vision_config={
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": 16,
-                "num_attention_heads": 1,
-                "blocks_per_stage": [1, 2, 3, 1],
-                "embed_dim_per_stage": [16, 32, 64, 128],
-                "num_attention_heads_per_stage": [1, 2, 4, 8],
-                "window_size_per_stage": [8, 4, 6, 2],
-                "global_attention_blocks": [4],
-                "image_size": [128, 128],
-            },
-            "backbone_channel_list": [128, 64, 32, 16],
-            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-            "fpn_hidden_size": 128,
-        },
+        vision_config={**_HIERA, "fpn_hidden_size": 128},
         prompt_encoder_config={"hidden_size": 128, "image_size": 128},
         mask_decoder_config={
             "hidden_size": 128,

@@ -78,11 +78,7 @@ def _example(
 
     def draw(count: int) -> dict[str, NDArray[np.float32]]:
         rng = np.random.default_rng(count)
-        sizes = {PROMPTS: count, POINTS: count + 1}
-        feeds = {}
-        for tensor in inputs:
-            shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
-            feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+        feeds = drawn_feeds(inputs, {PROMPTS: count, POINTS: count + 1}, rng)
         coords, labels = feeds["point_coords"], feeds["point_labels"]
         coords[:] = rng.uniform(0, image_size, coords.shape)
         # every label there is, in turn
@@ -92,3 +88,14 @@ def _example(
         return feeds
 
     return draw
+
+
+def drawn_feeds(
+    inputs: tuple[TensorSpec, ...], sizes: Mapping[str, int], rng: np.random.Generator
+) -> dict[str, NDArray[np.float32]]:
+    """Return normal numbers for `inputs`, whose named axes have `sizes`."""
+    feeds = {}
+    for tensor in inputs:
+        shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
+        feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+    return feeds

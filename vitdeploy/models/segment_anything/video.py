@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from vitdeploy.errors import ModelError
+from vitdeploy.models.segment_anything.parts import drawn_feeds
 from vitdeploy.models.spec import ExportPart, TensorSpec
 
 FRAMES, POINTERS = "frames", "pointers"
@@ -261,11 +262,7 @@ def _example(
 
     def draw(count: int) -> dict[str, NDArray[np.float32]]:
         rng = np.random.default_rng(count)
-        sizes = {FRAMES: count, POINTERS: count + 1}
-        feeds = {}
-        for tensor in inputs:
-            shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
-            feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+        feeds = drawn_feeds(inputs, {FRAMES: count, POINTERS: count + 1}, rng)
         for name in ("memory_ages", "pointer_ages"):
             if name in feeds:
                 feeds[name][:] = np.arange(len(feeds[name]))
