@@ -125,14 +125,11 @@ def _outputs_of_parts(
                 asked = asked_from_golden(golden.inputs)
                 outputs[artifact.part] = golden_outputs(list(decoded(runner, features, asked)))
             else:
-                preprocess = Preprocess.from_dict(bundle.manifest.preprocess)
-                outputs[artifact.part] = _outputs_of(runner, artifact, golden, preprocess)
+                outputs[artifact.part] = _outputs_of(runner, artifact, golden, bundle)
     return outputs
 
 
-def _outputs_of(
-    runner: Runner, artifact: Artifact, golden: Golden, preprocess: Preprocess
-) -> Outputs:
+def _outputs_of(runner: Runner, artifact: Artifact, golden: Golden, bundle: Bundle) -> Outputs:
     """Return the outputs on the golden inputs of a part that reads no prompts."""
     fixed = artifact.inputs[0].shape[0]
     batch = fixed if isinstance(fixed, int) else "dynamic"
@@ -142,6 +139,7 @@ def _outputs_of(
         return collect_outputs(runner, pictures, batch)
     inputs = golden.inputs
     if pictures:
+        preprocess = Preprocess.from_dict(bundle.manifest.preprocess)
         prepared = [prepared_as_baked(feeds[PICTURES][0], preprocess) for feeds in pictures]
         inputs = {artifact.inputs[0].name: np.stack(prepared)}
     elif reads_pictures:

@@ -7,6 +7,7 @@ from vitdeploy.compress.calibrate import (
     RangeCandidate,
     collect_range_errors,
     collect_statistics,
+    held_out,
 )
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme
@@ -48,6 +49,26 @@ def test_batch_size_does_not_matter(vit_graph: ir.Model, pixels: np.ndarray):
     four = collect_statistics(vit_graph, [NORMED], batches_of(pixels, 4))["normed"]
     np.testing.assert_array_equal(one.low, four.low)
     np.testing.assert_allclose(one.square, four.square, rtol=1e-5)
+
+
+def test_a_half_is_of_every_other_batch_and_the_rest_is_held_out(
+    vit_graph: ir.Model, pixels: np.ndarray
+):
+    batches = batches_of(pixels[:3], 1)
+    half = collect_statistics(vit_graph, [NORMED], batches)["normed"].half
+    expected = collect_statistics(vit_graph, [NORMED], batches_of(pixels[[0, 2]], 2))["normed"]
+    assert half is not None
+    np.testing.assert_array_equal(half.low, expected.low)
+    np.testing.assert_array_equal(half.high, expected.high)
+    np.testing.assert_allclose(half.square, expected.square, rtol=1e-5)
+    assert half.positions == expected.positions == 16
+    (feeds,) = held_out(batches)()
+    np.testing.assert_array_equal(feeds["pixel_values"], pixels[1:2])
+    # one batch is all there is
+    alone = batches_of(pixels[:2], 2)
+    assert collect_statistics(vit_graph, [NORMED], alone)["normed"].half is None
+    (feeds,) = held_out(alone)()
+    np.testing.assert_array_equal(feeds["pixel_values"], pixels[:2])
 
 
 def test_range_errors_equal_a_computation_by_hand(vit_graph: ir.Model, pixels: np.ndarray):

@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.graph.exactness import canonical
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.qdq import QuantScheme
@@ -111,3 +114,23 @@ def test_other_placements_are_offered_and_are_what_their_choices_give(
     # nothing to offer where only convolutions, or none, are in INT8
     alone = Int8Section(keep_float=("fc*", "head"), placement="all")
     assert quantize(vit_graph, pixels, alone).others == ()
+
+
+def test_folds_leave_room_for_other_images_than_those_of_the_calibration():
+    """Channels that are rarely large, each in another image; what was seen shows few of them."""
+    model = canonical("vit")
+    draw = np.random.default_rng(0).standard_t
+    calibration = draw(2.0, (8, 3, 32, 32)).astype(np.float32)
+    others = draw(2.0, (200, 3, 32, 32)).astype(np.float32)
+
+    def db_of(size: int, **fields: Any) -> float:
+        feeds = [{"pixel_values": calibration[start : start + size]} for start in range(0, 8, size)]
+        options = Int8Section(placement="all", rounding="nearest", **fields)
+        result = quantize_int8(model, QuantScheme(), lambda: iter(feeds), options)
+        return sqnr_db(model, result.model, others)
+
+    plain = db_of(1, folds="off", clip="minmax")
+    # in one batch there is nothing to hold out
+    fitted, searched = db_of(8), db_of(1)
+    assert searched > plain - 0.5
+    assert searched > fitted + 3.0
