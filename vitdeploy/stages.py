@@ -215,6 +215,9 @@ def filled_feeds(job: Job, item: ExportedPart, source: Source) -> Iterator[Feeds
     """Yield images as feeds of a part, all of full size where its batch is fixed."""
     recipe = job.work.recipe
     batch = batch_of(recipe, job.images)
+    if not isinstance(recipe.export.batch, int):
+        # two batches at least, so that there is one to be held out of the search
+        batch = max(min(batch, len(source) // 2), 1)
     for pixels, _ in source.batches(batch):
         # A graph of fixed batch takes no short batch; one image twice changes no range.
         filled = pixels
