@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.conftest import tiny_vit_graph
+from vitdeploy.compress import block_error
 from vitdeploy.compress.block_error import (
     Candidate,
     Rounding,
@@ -109,3 +110,22 @@ def test_without_a_residual_sum_there_is_no_block():
     rounding = Rounding(SCHEME, {}, corrects_bias=False)
     listed = [candidate(np.ones(8), np.zeros(8), 4.0)]
     assert collect_block_errors(model, {group: listed}, rounding, list) == {}
+
+
+def test_a_block_too_large_to_stand_there_several_times_is_left_out(
+    pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_vit_graph()
+    group = fold_group(model)
+    probes = [Probe(str(r.site.activation.name), -1, 3) for r in group.readers]
+
+    def batches():
+        return iter([{"pixel_values": pixels}])
+
+    statistics = collect_statistics(model, probes, batches)
+    candidates = {group: [candidate(np.ones(8), np.zeros(8), 4.0)]}
+    rounding = Rounding(SCHEME, statistics, corrects_bias=True)
+    assert list(collect_block_errors(model, candidates, rounding, batches)) == ["norm"]
+    # fc1 makes 16 tokens of 32 channels
+    monkeypatch.setattr(block_error, "_MOST_BYTES", 4 * 16 * 32 - 1)
+    assert collect_block_errors(model, candidates, rounding, batches) == {}
