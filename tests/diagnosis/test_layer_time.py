@@ -24,7 +24,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
             output=root / precision,
             precision=precision,
             targets=["onnx", "openvino"],
-            calibration={"path": str(root / "images"), "samples": 4},
+            calibration={"path": str(root / "images"), "samples": 12},
             evaluation={"path": str(root / "images"), "samples": 4},
             measure={"seconds": 0},
         )
