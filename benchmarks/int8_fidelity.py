@@ -79,7 +79,10 @@ def main() -> None:
     parser.add_argument("--methods", default="all", help="comma-separated names or all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(
-        "--search-seconds", type=float, help="vitdeploy's budget; more where the machine is busy"
+        "--search-seconds",
+        type=float,
+        default=Int8Section().search_seconds,
+        help="vitdeploy's budget; more where the machine is busy",
     )
     parser.add_argument("--images", type=int, default=5000, help="evaluation images at most")
     parser.add_argument("--json", type=Path, help="append each row to this file")

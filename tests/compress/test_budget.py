@@ -72,21 +72,3 @@ def test_pauses_do_not_count():
 def test_without_seconds_nothing_is_affordable():
     assert not Budget(0.0).affords(0.0, "all")
     assert Budget(float("inf")).affords(1e9, "all")
-
-
-def test_slow_models_get_more_and_the_slowest_do_not():
-    clock = Clock()
-    budget = Budget(120.0, clock)
-    budget.reserved = 0.25
-    budget.image_seconds = 0.5
-    budget.allow_images(60, 8.0)
-    assert (budget.seconds, budget.left) == (120.0, 90.0)
-    budget.image_seconds = 30.0
-    budget.allow_images(60, 8.0)
-    assert budget.seconds == 120.0
-    budget.image_seconds = 4.0
-    budget.allow_images(60, 8.0)
-    assert (budget.seconds, budget.left) == (240.0, 180.0)
-    budget.image_seconds = 1.0
-    budget.allow_images(60, 8.0)
-    assert budget.seconds == 240.0

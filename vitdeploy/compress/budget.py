@@ -33,11 +33,6 @@ class Budget:
         """Seconds that remain beside what is reserved; 0 where none do."""
         return max((1.0 - self.reserved) * self.seconds - self.spent, 0.0)
 
-    def allow_images(self, count: int, slowest: float) -> None:
-        """Grow to what `count` images through the FP32 graph take, of `slowest` seconds at most."""
-        if self.image_seconds <= slowest:
-            self.seconds = max(self.seconds, count * self.image_seconds)
-
     def affords(self, seconds: float, what: str) -> bool:
         """Return whether time is left and `seconds` fit; note `what` as left out otherwise.
 

@@ -44,13 +44,6 @@ from vitdeploy.graph.qdq import QuantizedWeight, QuantScheme, insert_qdq_
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.recipe import Int8Choices, Int8Section
 
-USUAL_SECONDS = 120.0
-"""Of the search, where the recipe does not say."""
-IMAGES_ALLOWED = 60
-"""A model that takes longer for so many images is searched for as long as they take,"""
-SLOWEST_IMAGE_SECONDS = 8.0
-"""but not where an image takes longer than this: ten minutes are 20 images of SAM ViT-H, on which
-next to nothing can be measured."""
 PLACEMENT_SHARE = 0.5
 """Of what the budget has left when it comes to which products stay in float."""
 
@@ -129,8 +122,7 @@ def quantize_int8(
     copy = _prepared(model, scheme)
     every = find_weight_sites(copy)
     _require_sound(every)
-    asked = USUAL_SECONDS if options.search_seconds is None else options.search_seconds
-    budget = Budget(asked if pinned is None else math.inf)
+    budget = Budget(options.search_seconds if pinned is None else math.inf)
     if scheme.most_int8_attention_tokens and pinned is None:
         budget.reserved = ATTENTION_SHARE
     names = frozenset(site.name for site in _selected(every, options.keep_float))
@@ -256,10 +248,7 @@ class _Observer:
             key = (*sorted(seeds.items()), scheme.pointwise_convs_as_matmul, scheme.splits_qkv)
             graphs = [prepared]
         with budget.paused():
-            found = self.memory.activations(key, graphs, self.batches, budget)
-        if self.request.options.search_seconds is None:
-            budget.allow_images(IMAGES_ALLOWED, SLOWEST_IMAGE_SECONDS)
-        return found
+            return self.memory.activations(key, graphs, self.batches, budget)
 
 
 def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotated, Statistics]:

@@ -124,11 +124,11 @@ class Int8Section(Section):
         description="How weights are rounded: so that the errors of one product's weights cancel "
         "on calibration images, or each to the nearest code.",
     )
-    search_seconds: Annotated[float, Field(ge=0)] | None = Field(
-        None,
+    search_seconds: float = Field(
+        120.0,
+        ge=0,
         description="Budget of all these measurements for one target and part; the pass over the "
-        "calibration images comes on top. What it leaves out is in the report. When null, 120 s; "
-        "what 60 images through the FP32 model take where one takes 2 to 8 s.",
+        "calibration images comes on top. What it leaves out is in the report.",
     )
     bias_correction: bool = Field(True, description="Take off what rounding weights adds.")
     keep_float: tuple[str, ...] = Field(
