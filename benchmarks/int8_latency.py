@@ -2,7 +2,8 @@
 
     python benchmarks/int8_latency.py --work DIR [--only NAME] [--batch 1 8] [--seconds 60]
 
-Every row of a model is timed in turns in one process, with all cores, on random weights. DIR keeps
+Every row of a model is timed in turns in one process, with all cores, on random weights; calibrated
+and compared on rendered pictures, others for each, so that all rows see the same kind. DIR keeps
 what was built, so that building (slow, any time) and timing (on a quiet machine) can be two runs:
 `--seconds 0` builds all but auto, which times itself. Ratios are against vitdeploy's auto at that
 batch, with the interval that holds 95 % of 2000 bootstrap resamples of both medians; the cosine is
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing, a model and batch")
     parser.add_argument("--samples", type=int, default=64, help="calibration images")
+    parser.add_argument("--calib", default="synthetic", help="where they are")
     options = parser.parse_args()
     for name, size in MODELS:
         if options.only in (None, name):
@@ -81,7 +83,7 @@ def build(name: str, size: int | None, options: argparse.Namespace) -> Case:
             "model": {"source": name, "random_weights": True, "image_size": size},
             "precision": "int8",
             "targets": ["onnx", "openvino"],
-            "calibration": {"samples": options.samples},
+            "calibration": {"path": options.calib, "samples": options.samples},
             "evaluation": {"path": "synthetic", "samples": 32},
             "measure": {"search_seconds": 20.0},
         }

@@ -2,11 +2,17 @@
 
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
+import openvino as ov
+import psutil
 import pytest
+from openvino import opset13 as ops
 
 from vitdeploy import cpu
-from vitdeploy.cpu import cpu_has, cpu_name
+from vitdeploy.cpu import cpu_has, cpu_name, has_core_kinds, has_sibling_threads
+from vitdeploy.openvino_core import openvino_core
+from vitdeploy.targets import openvino
 
 ICE_LAKE = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -85,3 +91,32 @@ def test_the_scheme_of_onnx_runtime_follows_the_cpu(pretend: Callable[[str], Non
     assert load_target("onnx").quant_scheme().weight_bits == 7
     pretend(ICE_LAKE)
     assert load_target("onnx").quant_scheme().weight_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "has"), [(4, 8, True), (4, 4, False), (None, 8, False)]
+)
+def test_sibling_threads(cores, threads, has, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: threads if logical else cores)
+    assert has_sibling_threads() is has
+
+
+def test_core_kinds_are_those_that_linux_lists(tmp_path: Path):
+    assert not has_core_kinds(tmp_path)
+    (tmp_path / "cpu_core").mkdir()
+    assert not has_core_kinds(tmp_path)
+    (tmp_path / "cpu_atom").mkdir()
+    assert has_core_kinds(tmp_path)
+
+
+def test_openvino_names_the_kinds_of_cores_and_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(openvino, "has_core_kinds", lambda: True)
+    monkeypatch.setattr(openvino, "has_sibling_threads", lambda: True)
+    ways = openvino.scheduling()
+    assert {name for way in ways for name in way} == {
+        "SCHEDULING_CORE_TYPE",
+        "ENABLE_HYPER_THREADING",
+    }
+    value = ops.parameter([1], ov.Type.f32)
+    for way in ways:  # it raises for what it does not know
+        openvino_core().compile_model(ov.Model([ops.relu(value)], [value]), "CPU", dict(way))

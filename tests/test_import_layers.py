@@ -34,6 +34,7 @@ LAYERS = [
         "job",
         "comparing",
         "restoration",
+        "candidates",
         "selection",
         "checking",
         "profiling",

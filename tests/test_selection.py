@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vitdeploy
+import vitdeploy.candidates
 import vitdeploy.restoration
 import vitdeploy.selection
 from tests.model_folders import write_images, write_vit_folder
@@ -57,15 +58,17 @@ def export(
     clock: Clock,
     *,
     has_others: bool = False,
+    scheduling: tuple[dict[str, str], ...] = (),
     **changes,
 ):
     monkeypatch.setattr(openvino, "variants", lambda: VARIANTS)
+    monkeypatch.setattr(openvino, "scheduling", lambda: scheduling)
     # with VNNI; elsewhere attention stays in float
     scheme = replace(openvino.quant_scheme(), most_int8_attention_tokens=4096, weight_bits=8)
     monkeypatch.setattr(openvino, "quant_scheme", lambda: scheme)
     if not has_others:
-        monkeypatch.setattr(vitdeploy.selection, "_other_placements", lambda *_: [])
-    monkeypatch.setattr(vitdeploy.selection, "measure_latency", clock)
+        monkeypatch.setattr(vitdeploy.candidates, "_other_placements", lambda *_: [])
+    monkeypatch.setattr(vitdeploy.candidates, "measure_latency", clock)
     sections = {
         "precision": "auto",
         "targets": ["openvino"],
@@ -140,13 +143,44 @@ def test_a_rerun_times_nothing_and_writes_the_same_bytes(place, tmp_path, monkey
     assert recipe.precision == "auto"
     assert recipe.choices["openvino"].precision == "int8"
     clock = Clock([])
-    monkeypatch.setattr(vitdeploy.selection, "measure_latency", clock)
+    monkeypatch.setattr(vitdeploy.candidates, "measure_latency", clock)
     report = vitdeploy.run(recipe, output=tmp_path / "again")
     assert clock.calls == 0
     assert kept(report) == "int8"
     assert load_bundle(tmp_path / "again").artifacts()[0].settings == ONE_THREAD
     for name in ("openvino/model.xml", "openvino/model.bin", "recipe.yaml"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+SIBLINGS = {"ENABLE_HYPER_THREADING": "YES"}
+
+
+def test_kinds_of_threads_are_timed_for_what_is_kept_and_pinned(place, tmp_path, monkeypatch):
+    clock = Clock([30.0, 10.0, 20.0], [10.0, 8.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, scheduling=(SIBLINGS,))
+    (artifact,) = load_bundle(tmp_path / "out").artifacts()
+    assert artifact.settings == {**F32, **SIBLINGS}
+    assert any("1.25x faster than on the engine's own choice" in note for note in report.notes)
+    recipe = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert recipe.choices["openvino"].settings == artifact.settings
+    vitdeploy.run(recipe, output=tmp_path / "again")
+    assert clock.calls == 2
+    assert load_bundle(tmp_path / "again").artifacts()[0].settings == artifact.settings
+
+
+def test_kinds_of_threads_that_are_no_faster_are_left(place, tmp_path, monkeypatch):
+    clock = Clock([30.0, 10.0, 20.0], [10.0, 9.9])
+    report = export(place, tmp_path / "out", monkeypatch, clock, scheduling=(SIBLINGS,))
+    assert load_bundle(tmp_path / "out").artifacts()[0].settings == F32
+    assert any("no other kind of cores or threads is faster" in note for note in report.notes)
+
+
+def test_kinds_of_threads_are_not_tried_where_their_number_is_asked_for(
+    place, tmp_path, monkeypatch
+):
+    clock, measure = Clock([30.0, 10.0, 20.0]), {"seconds": 0, "search_seconds": 1, "threads": 1}
+    export(place, tmp_path / "o", monkeypatch, clock, scheduling=(SIBLINGS,), measure=measure)
+    assert clock.calls == 1
 
 
 def test_int8_that_is_not_faithful_is_restored_and_timed_again(place, tmp_path, monkeypatch):

@@ -31,6 +31,19 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def has_sibling_threads() -> bool:
+    """Return whether cores run two threads each (SMT, Hyper-Threading) and both are switched on."""
+    import psutil
+
+    cores = psutil.cpu_count(logical=False)
+    return cores is not None and (psutil.cpu_count() or cores) > cores
+
+
+def has_core_kinds(devices: Path = Path("/sys/devices")) -> bool:
+    """Return whether Linux knows fast and slow x86 cores apart (Intel's hybrid CPUs)."""
+    return (devices / "cpu_core").is_dir() and (devices / "cpu_atom").is_dir()
+
+
 @functools.cache
 def _flags() -> frozenset[str]:
     words: set[str] = set()

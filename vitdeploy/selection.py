@@ -1,42 +1,34 @@
 """Which way of running a model on a target is the fastest faithful one, by timing on its engine.
 
-The ways are the target's own `variants`. All are built, timed in turns, and judged from the
-fastest on; what was chosen is pinned in the resolved recipe, so that a rerun times nothing. How
-INT8 is reached is `compress`'s matter, how it is restored `restoration`'s.
+`candidates` builds and times them; here they are judged, from the fastest on. What was chosen is
+pinned in the resolved recipe, so that a rerun times nothing. How INT8 is reached is `compress`'s
+matter, how it is restored `restoration`'s.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import cast
 
 from vitdeploy.bundle import Artifact
-from vitdeploy.comparing import compare
-from vitdeploy.compress.placement import LEAST_INT8_PERCENT
-from vitdeploy.errors import (
-    CompressionError,
-    DataError,
-    ExportError,
-    UnsupportedError,
-    UsageError,
-    VitdeployError,
+from vitdeploy.candidates import (
+    Candidate,
+    build_candidates,
+    compressed_with_settings,
+    pinned_choice,
+    plan_of,
+    time_candidates,
 )
+from vitdeploy.comparing import compare
+from vitdeploy.errors import DataError, UnsupportedError, UsageError
 from vitdeploy.evaluation import find_value
 from vitdeploy.findings import Compressed
 from vitdeploy.gates import is_within_gate, unfaithful_reason
 from vitdeploy.job import Job, Judged, Plan
 from vitdeploy.lint.versions import version_from_text
-from vitdeploy.measure import Subject, measure_latency
-from vitdeploy.recipe import INT4_PRECISIONS, EngineChoice, Recipe, TargetName
+from vitdeploy.recipe import INT4_PRECISIONS, EngineChoice, Recipe
 from vitdeploy.report import FidelityRow
 from vitdeploy.restoration import Faithful, build_faithful, restore
-from vitdeploy.stages import (
-    build_target,
-    keeps_float,
-    timing_feeds,
-    with_settings,
-)
+from vitdeploy.stages import build_target, keeps_float
 from vitdeploy.targets import HALF_SUFFIX, Target, Variant
 from vitdeploy.targets.tensorrt_graphs import require_int4
 
@@ -59,17 +51,6 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One variant, built."""
-
-    variant: Variant
-    plan: Plan
-    compressed: list[Compressed]
-    p50_ms: float = 0.0
-    """Sum of the parts' median latencies, once timed."""
-
-
 def require_variant(recipe: Recipe, target: Target) -> None:
     """Return where the target runs what the recipe asks for; looks before any work is done.
 
@@ -77,7 +58,7 @@ def require_variant(recipe: Recipe, target: Target) -> None:
         UnsupportedError: it lacks the precision, or `auto` cannot time it here.
         UsageError: `auto` without a budget to time anything.
     """
-    pinned = _pinned(recipe, target)
+    pinned = pinned_choice(recipe, target)
     if recipe.precision != "auto" or pinned is not None:
         target.check_precision(recipe.precision if pinned is None else pinned.precision)
         if recipe.precision in INT4_PRECISIONS and target.IS_PACKAGED:
@@ -111,15 +92,18 @@ def select(job: Job, target: Target) -> Selection:
     if recipe.precision == "int8" and job.reference.is_slow:
         asked = tuple(variant for variant in asked if variant.precision == "int8")
     if len(asked) == 1:
-        plan = _plan(job, target, asked[0], target.NAME)
+        plan = plan_of(job, target, asked[0], target.NAME)
         built, judged = build_faithful(job, target, plan, _gate(recipe, target))
-        return Selection(built, judged, _pinned(recipe, target))
-    found, refused = _built(job, target, asked)
+        return Selection(built, judged, pinned_choice(recipe, target))
+    found, refused = build_candidates(job, target, asked)
     with job.work.stage(f"select {target.NAME}"):
-        timed = _timed(job, target, found)
+        timed = time_candidates(job, target, found)
     wanted = [item for item in timed if recipe.precision in ("auto", item.variant.precision)]
     kept, judged, rejected = _first_faithful(job, target, sorted(wanted, key=_rank(wanted)))
     notes = [*refused, *_notes(kept, timed, rejected)]
+    kept, note = _scheduled(job, target, kept)
+    if note:
+        notes.append(note)
     for note in notes:
         job.work.progress.note(f"{target.NAME}: {note}")
     choice = EngineChoice.model_validate(
@@ -134,7 +118,7 @@ def variants_asked(recipe: Recipe, target: Target) -> tuple[Variant, ...]:
 
     INT8 is timed beside the other short types, so that it can be said where it is slower.
     """
-    pinned = _pinned(recipe, target)
+    pinned = pinned_choice(recipe, target)
     if pinned is not None:
         return (Variant(pinned.precision, pinned.settings),)
     one = (Variant(recipe.precision),)
@@ -154,7 +138,7 @@ def _is_chosen_on_device(target: Target) -> bool:
 def _for_device(job: Job, target: Target) -> Selection:
     """Return INT8 with the FP16 graphs beside it; the device keeps the faster faithful one."""
     name = target.NAME
-    plan = _plan(job, target, Variant("int8"), name)
+    plan = plan_of(job, target, Variant("int8"), name)
     built, judged = build_faithful(job, target, plan, _gate(job.work.recipe, target))
     renamed = [
         replace(item, part=replace(item.part, name=f"{item.part.name}{HALF_SUFFIX}"))
@@ -179,102 +163,8 @@ def _joined(artifact: Artifact, other: Artifact) -> Artifact:
     return replace(artifact, files=files, bytes=artifact.bytes + other.bytes)
 
 
-def _pinned(recipe: Recipe, target: Target) -> EngineChoice | None:
-    return recipe.choices.get(cast("TargetName", target.NAME))
-
-
-def _plan(job: Job, target: Target, variant: Variant, folder: str) -> Plan:
-    pins = job.work.recipe.int8.choices.get(cast("TargetName", target.NAME))
-    return Plan(variant.precision, folder, variant.settings, pins)
-
-
 def _gate(recipe: Recipe, target: Target) -> Faithful:
     return lambda rows: is_within_gate(recipe.gates, rows, target.NAME)
-
-
-def _built(
-    job: Job, target: Target, variants: Sequence[Variant]
-) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates, and a line on each precision that could not be built.
-
-    Variants of one precision share their files and differ in settings.
-    """
-    made: dict[str, list[Compressed]] = {}
-    refused: dict[str, VitdeployError] = {}
-    found = []
-    for variant in variants:
-        name = variant.precision
-        plan = _plan(job, target, variant, f"{target.NAME}.{name}")
-        is_first = name not in made
-        if is_first and name not in refused:
-            try:
-                made[name] = build_target(job, target.NAME, target, plan)
-            except (CompressionError, ExportError) as error:
-                refused[name] = error
-        if name in made:
-            found.append(Candidate(variant, plan, _with_settings(made[name], variant)))
-            if is_first:
-                found += _other_placements(job, target, (variant, made[name]))
-    if not any(job.work.recipe.precision in ("auto", item.variant.precision) for item in found):
-        raise next(reversed(refused.values()))
-    return found, [f"{name} cannot be built: {error}" for name, error in refused.items()]
-
-
-def _other_placements(
-    job: Job, target: Target, usual: tuple[Variant, list[Compressed]]
-) -> list[Candidate]:
-    """Return a variant of INT8, which is built, with more in float, which may be faster.
-
-    None of it where less than the least share of INT8 would be left, which a run for INT8 promises.
-    """
-    variant, built = usual
-    parts = [item for item in built if item.quantized is not None]
-    if len(parts) != 1 or job.reference.is_slow:
-        return []
-    (own,) = parts
-    assert own.quantized is not None
-    found = []
-    for number, (what, quantized) in enumerate(own.quantized.others):
-        if quantized.int8_macs_percent < LEAST_INT8_PERCENT:
-            continue
-        plan = replace(
-            _plan(job, target, variant, f"{target.NAME}.int8.{number}"),
-            quantized={own.artifact.part: quantized},
-        )
-        try:
-            again = build_target(job, target.NAME, target, plan)
-        except ExportError:
-            continue
-        found.append(Candidate(replace(variant, placement=what), plan, again))
-    return found
-
-
-def _with_settings(compressed: list[Compressed], variant: Variant) -> list[Compressed]:
-    """Return the artefacts with a variant's settings; what stays float has its own."""
-    return [
-        replace(item, artifact=with_settings(item.artifact, variant.settings))
-        if item.artifact.precision != "fp32" or variant.precision == "fp32"
-        else item
-        for item in compressed
-    ]
-
-
-def _timed(job: Job, target: Target, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates with their latencies, all measured in turns."""
-    recipe, totals = job.work.recipe, [0.0] * len(candidates)
-    compared = [(n, i) for n, i in enumerate(job.exported) if not keeps_float(i.part)]
-    seconds = recipe.measure.budget_seconds / len(compared)
-    for index, item in compared:
-        feeds, batch = timing_feeds(recipe, job.images, item.part)
-        with ExitStack() as stack:
-            subjects = []
-            for number, candidate in enumerate(candidates):
-                artifact = candidate.compressed[index].artifact
-                runner = stack.enter_context(target.open(artifact, recipe.measure.threads))
-                subjects.append(Subject(str(number), runner, feeds, batch))
-            timings = measure_latency(subjects, seconds, job.work.progress.step)
-        totals = [total + timings[str(number)].p50_ms for number, total in enumerate(totals)]
-    return [replace(c, p50_ms=ms) for c, ms in zip(candidates, totals, strict=True)]
 
 
 def _rank(candidates: Sequence[Candidate]) -> Callable[[Candidate], tuple[float, int]]:
@@ -350,8 +240,33 @@ def _restored(
     mixed = replace(candidate, plan=plan, compressed=built)
     next_best = [item for item in others if item.variant.precision != "int8"][:1]
     with job.work.stage(f"select {target.NAME}"):
-        mixed, *rivals = _timed(job, target, [mixed, *next_best])
+        mixed, *rivals = time_candidates(job, target, [mixed, *next_best])
     return None if any(rival.p50_ms < mixed.p50_ms for rival in rivals) else (mixed, again)
+
+
+def _scheduled(job: Job, target: Target, kept: Candidate) -> tuple[Candidate, str]:
+    """Return what is kept, on the kinds of cores on which it is fastest, and a line on them.
+
+    Nothing is tried where the engine knows one way alone, or the recipe says how many threads.
+    """
+    ways = () if job.work.recipe.measure.threads else target.scheduling()
+    if not ways:
+        return kept, ""
+    found = [kept]
+    for settings in ways:
+        variant = replace(kept.variant, settings={**kept.variant.settings, **settings})
+        found.append(
+            replace(
+                kept, variant=variant, compressed=compressed_with_settings(kept.compressed, variant)
+            )
+        )
+    with job.work.stage(f"select {target.NAME}"):
+        usual, *others = time_candidates(job, target, found)
+    best = min(others, key=lambda item: item.p50_ms)
+    ratio = usual.p50_ms / best.p50_ms
+    if best.p50_ms > AS_FAST * usual.p50_ms:
+        return kept, f"no other kind of cores or threads is faster (the best {ratio:.2f}x)."
+    return best, f"{_name(best)} is {ratio:.2f}x faster than on the engine's own choice of threads."
 
 
 def _judge(job: Job, target: Target, candidate: Candidate) -> Judged:

@@ -252,6 +252,7 @@ def quantize_weights(job: Job, item: ExportedPart, pinned: Int4Choices | None) -
     key = (item.part.name, "" if pinned is None else pinned.model_dump_json())
     if key not in job.int4:
         calibration = job.images.require_calibration()
+        before = (result.codes for (part, _), result in job.int4.items() if part == key[0])
         with work.stage("quantize int4"):
             job.int4[key] = quantize_int4(
                 item.model,
@@ -259,6 +260,7 @@ def quantize_weights(job: Job, item: ExportedPart, pinned: Int4Choices | None) -
                 work.recipe.int4,
                 progress=lambda done: work.progress.step(done, len(calibration)),
                 pinned=pinned,
+                known=next((codes for codes in before if codes is not None), None),
             )
     return job.int4[key]
 

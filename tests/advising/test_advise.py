@@ -15,6 +15,7 @@ from tests.onnx_files import write_onnx
 from vitdeploy.advising import Request, advise
 from vitdeploy.advising import energy_use as energy_module
 from vitdeploy.advising import search as search_module
+from vitdeploy.advising.deadline import OutOfTimeError
 from vitdeploy.advising.schema import Advice, Tried
 from vitdeploy.bundle import load_bundle
 from vitdeploy.cli import exit_code_from
@@ -234,6 +235,33 @@ def test_time_that_is_up_leaves_the_rest_waiting(
     assert not was_stopped
     assert [row.status for row in advice.rows] == ["done", "waiting", "waiting"]
     assert not advice.is_complete
+
+
+def test_what_takes_longer_than_a_run_does_not_keep_the_others_waiting(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[str] = []
+    results = {"fp32 onnx": (0.0, 1.0), "int8 onnx": (0.1, 0.5), "fp16 onnx": (0.0, 0.9)}
+    quick = fake(results, calls)
+
+    def slow(candidate, *rest):
+        tried = quick(candidate, *rest)
+        if candidate.precision == "int8" and len(calls) <= 4:
+            raise OutOfTimeError
+        return tried
+
+    monkeypatch.setattr(search_module, "attempt", slow)
+    asked = request(model, tmp_path / "work")
+    first, _ = advise(asked, tmp_path / "out")
+    assert "after all others" in str(first.row("int8 onnx").reason)
+    dropped = calls[-1]
+    second, _ = advise(asked, tmp_path / "again")
+    assert second.row("fp16 onnx").status == "done"
+    assert second.row("int8 onnx").status == "waiting"
+    assert dropped == calls[-1] == "int8 onnx"
+    third, _ = advise(asked, tmp_path / "third")
+    assert third.is_complete
+    assert not list((tmp_path / "work").glob("*.dropped"))
 
 
 def test_nothing_within_the_limit_is_a_failed_gate(

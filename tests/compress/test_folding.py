@@ -88,3 +88,24 @@ def test_rotated_values_are_not_taken_for_unrotated_ones():
     batches.read = 0
     memory.activations(("norm", 1), [model], batches, Budget(AMPLE))
     assert batches.read == IMAGES
+
+
+def test_a_retry_with_more_in_float_rounds_no_weight_again(monkeypatch: pytest.MonkeyPatch):
+    model, options = canonical("vit"), Int8Section(placement="all", search_seconds=AMPLE)
+    memory, batches = Memory(), Passes(model)
+    first = quantize_int8(model, QuantScheme(), batches, options, memory=memory)
+    assert len(first.choices.rounded) > 1
+    kept = first.choices.model_copy(update={"kept_float": (first.choices.rounded[0],)})
+    anew = quantize_int8(model, QuantScheme(), batches, options, pinned=kept)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is to be rounded")
+
+    monkeypatch.setattr("vitdeploy.compress.int8.round_weights", refuse)
+    again = quantize_int8(model, QuantScheme(), batches, options, memory=memory, pinned=kept)
+    one, two = (ir.to_proto(r.model).SerializeToString(deterministic=True) for r in (anew, again))
+    assert one == two
+    assert anew.choices == again.choices
+    other = first.choices.model_copy(update={"strengths": {}})
+    with pytest.raises(AssertionError, match="nothing is to be rounded"):
+        quantize_int8(model, QuantScheme(), batches, options, memory=memory, pinned=other)

@@ -95,6 +95,23 @@ def test_choices_made_again_give_the_same_bytes():
     assert again.bits_reason == "pinned by the recipe"
 
 
+def test_known_codes_are_taken_again_without_looking_at_images():
+    first = quantize(Int4Section())
+    assert first.codes is not None
+    assert first.codes.scales  # else nothing would have to be scaled up again
+    fewer = first.choices.model_copy(update={"kept_int8": (first.int4[0],)})
+    anew = quantize(Int4Section(), pinned=fewer)
+    model, none = small_vit(), lambda: iter([])
+    again = quantize_int4(model, none, Int4Section(), pinned=fewer, known=first.codes)
+    assert first.int4[0] in again.int8
+    one, two = (ir.to_proto(r.model).SerializeToString(deterministic=True) for r in (anew, again))
+    assert one == two
+    # other scales than those of the codes: there is nothing to be taken
+    other = fewer.model_copy(update={"scales": {}})
+    with pytest.raises(CompressionError, match="no image"):
+        quantize_int4(small_vit(), none, Int4Section(), pinned=other, known=first.codes)
+
+
 def test_a_size_is_kept_to(result: Int4Result):
     whole = weights_bytes(small_vit())
     least = 100 * weights_bytes(result.model) / whole

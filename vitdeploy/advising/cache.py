@@ -79,11 +79,23 @@ class Records:
         except (OSError, ValidationError):
             return None
 
+    def was_dropped(self, key: str) -> bool:
+        """Return whether a run's time ended while it tried this."""
+        return self._dropped(key).exists()
+
+    def drop(self, key: str) -> None:
+        """Remember that time ended while this was tried."""
+        self._dropped(key).touch()
+
     def write(self, key: str, tried: Tried) -> None:
         """Keep a record; it appears whole or not at all."""
         passing = self._path(key).with_suffix(f".{os.getpid()}")
         passing.write_text(tried.model_dump_json(indent=2), encoding="utf-8")
         passing.replace(self._path(key))
+        self._dropped(key).unlink(missing_ok=True)
+
+    def _dropped(self, key: str) -> Path:
+        return self.folder / f"{key}.dropped"
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -27,6 +27,7 @@ from vitdeploy.recipe import GateSection, ModelSection, Recipe, recipe_from_dict
 from vitdeploy.version import __version__
 
 _LATE = "not tried yet; the same command, run again, goes on here"
+_DROPPED = "time ended while it was tried; run again, the same command tries it after all others"
 
 
 class Search:
@@ -38,6 +39,8 @@ class Search:
         self.request, self.workshop, self.records = request, workshop, records
         self.deadline = deadline
         self.found: dict[Candidate, Tried] = {}
+        self.dropped: set[Candidate] = set()
+        """Those whose trial an earlier run's time did not suffice for; they are tried last."""
         self.waiting = list(
             all_candidates(list(workshop.models), request.precisions, request.targets)
         )
@@ -53,7 +56,8 @@ class Search:
         for candidate in list(self.waiting):
             self._recall(candidate)
         while self.waiting and not self.deadline.is_over:
-            candidate = next_candidate(self.waiting, self.rows, self.request.objective)
+            others = [one for one in self.waiting if one not in self.dropped]
+            candidate = next_candidate(others or self.waiting, self.rows, self.request.objective)
             reason = skip_reason(candidate, self.rows, self.request.max_drop)
             if reason is not None:
                 self._keep(candidate, _without_result(candidate, "skipped", reason))
@@ -62,6 +66,8 @@ class Search:
             try:
                 self._try(candidate)
             except OutOfTimeError:
+                self.records.drop(self._key(candidate, self._recipe(candidate)))
+                self.dropped.add(candidate)
                 return
 
     def advice(self, output: Path) -> Advice:
@@ -69,7 +75,10 @@ class Search:
         objective, limit = self.request.objective, self.request.max_drop
         model = self.request.recipe.model.source
         best = self.best
-        waiting = [_without_result(item, "waiting", _LATE).row for item in self.waiting]
+        waiting = [
+            _without_result(item, "waiting", _DROPPED if item in self.dropped else _LATE).row
+            for item in self.waiting
+        ]
         return Advice(
             vitdeploy_version=__version__,
             model=model,
@@ -121,7 +130,10 @@ class Search:
         except VitdeployError as error:
             self._keep(candidate, _without_result(candidate, "failed", str(error)))
             return
-        known = self.records.read(self._key(candidate, recipe))
+        key = self._key(candidate, recipe)
+        known = self.records.read(key)
+        if known is None and self.records.was_dropped(key):
+            self.dropped.add(candidate)
         if known is not None:
             row = known.row.model_copy(
                 update={

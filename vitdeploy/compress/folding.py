@@ -15,7 +15,7 @@ from vitdeploy.compress.calibrate import Batches, ChannelStatistics, Probe, coll
 from vitdeploy.compress.placement import Quantization
 from vitdeploy.compress.search import FoldRequest, Found, SearchInput, search
 from vitdeploy.errors import CompressionError
-from vitdeploy.graph.qdq import QuantScheme, quantize_weight
+from vitdeploy.graph.qdq import QuantizedWeight, QuantScheme, quantize_weight
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 
 Statistics = Mapping[str, ChannelStatistics]
@@ -35,16 +35,26 @@ class FoldedModel:
 
 
 class Memory:
-    """What the calibration images did in one FP32 graph, kept for the next target.
+    """What the calibration images did in one FP32 graph, kept for the next target or retry.
 
-    The numbers hold for every scheme; with these kept, the pass over all images is made once for
-    each graph, and not once for each target or each retry with more products in float.
+    The statistics hold for every scheme; with these kept, the pass over all images is made once for
+    each graph, and not once for each target. With the codes kept, a retry with more products in
+    float rounds none of the others again.
     """
 
     def __init__(self, progress: Callable[[int], None] | None = None) -> None:
         self.progress = progress
         """Called with the number of images seen."""
         self._seen: dict[Hashable, _Seen] = {}
+        self._codes: dict[Hashable, dict[str, QuantizedWeight]] = {}
+
+    def codes(self, key: Hashable) -> dict[str, QuantizedWeight]:
+        """Return what weights were rounded to, by product, to be read and added to.
+
+        Args:
+            key: names the folded graph and the codes' bits.
+        """
+        return self._codes.setdefault(key, {})
 
     def activations(
         self, key: Hashable, graphs: Sequence[ir.Model], batches: Batches, budget: Budget

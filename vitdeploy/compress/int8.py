@@ -135,7 +135,7 @@ def quantize_int8(
     placement = _placement(folded, request, few, rotated.kept_float)
     kept = set(placement.kept_float)
     chosen = [name for name in folded.quantization.weights if name not in kept]
-    rounded = _rounded(folded, chosen, request, few)
+    rounded = _rounded(folded, chosen, observer, few, rotated.seeds)
     quantized = _quantized_model(folded, chosen, rounded, corrects_bias=options.bias_correction)
     attention = AttentionInt8()
     products_alone = quantized.clone()
@@ -296,16 +296,28 @@ def _placement(
 
 
 def _rounded(
-    folded: FoldedModel, names: Sequence[str], request: FoldRequest, batches: Batches
+    folded: FoldedModel,
+    names: Sequence[str],
+    observer: _Observer,
+    batches: Batches,
+    seeds: Mapping[str, int],
 ) -> dict[str, QuantizedWeight]:
     """Return by product the codes that GPTQ rounds better than to nearest."""
+    request, scheme = observer.request, observer.request.scheme
     wanted = set(names if request.pinned is None else request.pinned.rounded) & set(names)
     if request.options.rounding == "nearest" or not wanted:
         return {}
+    forms = (scheme.weight_bits, scheme.pointwise_convs_as_matmul, scheme.splits_qkv)
+    strengths = folded.found.choices.strengths
+    known = observer.memory.codes((forms, tuple(seeds.items()), tuple(strengths.items())))
+    if request.pinned is not None and wanted <= set(known):
+        return {name: codes for name, codes in known.items() if name in wanted}
     sites = [site for site in find_weight_sites(folded.model) if site.name in wanted]
-    grid = Grid(request.scheme.weight_bits)
+    grid = Grid(scheme.weight_bits)
     tokens = {site.name: folded.macs[site.name] / site.macs_per_position() for site in sites}
-    return round_weights(folded.model, sites, batches, grid, request.budget, tokens)
+    found = round_weights(folded.model, sites, batches, grid, request.budget, tokens)
+    known.update(found)
+    return found
 
 
 def _quantized_model(

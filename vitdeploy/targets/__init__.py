@@ -92,6 +92,13 @@ class Target(Protocol):
         """Return the ways this machine can run a model, the first of each precision the usual."""
         ...
 
+    def scheduling(self) -> tuple[Settings, ...]:
+        """Return ways of using this machine's cores beside the engine's own, which may be faster.
+
+        They name kinds of cores and threads, never a number, and change no result.
+        """
+        ...
+
     def untimed_reason(self) -> str | None:
         """Return why no latency can be measured on this machine; None where it can."""
         ...

@@ -85,6 +85,11 @@ def variants() -> tuple[Variant, ...]:
     return tuple(Variant(name) for name in names)
 
 
+def scheduling() -> tuple[Settings, ...]:
+    """Return none: ONNX Runtime takes all cores, and knows no kinds of them."""
+    return ()
+
+
 def untimed_reason() -> str | None:
     """Return None: the CPU is here."""
     return None

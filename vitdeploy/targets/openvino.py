@@ -11,7 +11,7 @@ import onnx_ir as ir
 import openvino as ov
 
 from vitdeploy.bundle import Artifact
-from vitdeploy.cpu import cpu_has
+from vitdeploy.cpu import cpu_has, has_core_kinds, has_sibling_threads
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.blocks import block_sizes, half_scales_
 from vitdeploy.graph.qdq import QuantScheme
@@ -110,6 +110,19 @@ def variants() -> tuple[Variant, ...]:
         *(Variant(name, {HINT: float_hint(name)}) for name in names),
         *(Variant("int8", {HINT: hint}) for hint in between),
     )
+
+
+def scheduling() -> tuple[Settings, ...]:
+    """Return the plugin's other kinds of cores and threads, where this CPU has several.
+
+    For latency it takes one thread a core, and on hybrid CPUs chooses the cores by its own rules.
+    """
+    kinds: list[Settings] = []
+    if has_core_kinds():
+        kinds += [{"SCHEDULING_CORE_TYPE": kind} for kind in ("PCORE_ONLY", "ANY_CORE")]
+    if has_sibling_threads():
+        kinds += [{"ENABLE_HYPER_THREADING": "YES"}]
+    return tuple(kinds)
 
 
 def untimed_reason() -> str | None:

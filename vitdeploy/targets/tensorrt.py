@@ -54,6 +54,11 @@ def float_settings(artifact: Artifact) -> Settings:
     return artifact.settings
 
 
+def scheduling() -> tuple[Settings, ...]:
+    """Return none: an engine has the whole device."""
+    return ()
+
+
 def untimed_reason() -> str | None:
     """Return why no latency can be measured here; None where TensorRT and a GPU are."""
     return missing_reason(LIBRARY)

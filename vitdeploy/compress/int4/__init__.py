@@ -8,7 +8,7 @@ One graph serves all targets; what their engines compute on activations is their
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 
 import numpy as np
@@ -47,6 +47,22 @@ from vitdeploy.recipe import Int4Choices, Int4Section
 
 
 @dataclass(frozen=True)
+class Int4Codes:
+    """The weights of every product that can be INT4, in codes; which of them are is said later."""
+
+    labels: Mapping[str, str]
+    """By group of products: how its scale was found."""
+    scales: Mapping[str, np.ndarray]
+    """By group (channels,): that scale, where it is not one."""
+    blocks: Mapping[str, int]
+    """By product: input channels that share a scale."""
+    weights: Mapping[str, BlockedWeight]
+    """By product."""
+    biases: Mapping[str, np.ndarray | None]
+    """By product (out,): the bias that takes off what the codes make on average."""
+
+
+@dataclass(frozen=True)
 class Int4Result:
     """The graph with stored weights, and what is true of it."""
 
@@ -68,6 +84,8 @@ class Int4Result:
     seconds: float = 0.0
     skipped: tuple[str, ...] = ()
     """What the budget did not allow."""
+    codes: Int4Codes | None = None
+    """For the next call with the same scales; None where the codes were known before."""
 
 
 def quantize_int4(
@@ -76,6 +94,7 @@ def quantize_int4(
     options: Int4Section,
     progress: Callable[[int], None] | None = None,
     pinned: Int4Choices | None = None,
+    known: Int4Codes | None = None,
 ) -> Int4Result:
     """Return a copy of the FP32 graph with INT4 weights.
 
@@ -85,6 +104,8 @@ def quantize_int4(
         options: of the recipe.
         progress: called with the number of images seen in each pass.
         pinned: choices of an earlier run, so that nothing is searched.
+        known: codes of an earlier call with this model, these images and options; taken where
+            `pinned` has the same scales.
 
     Raises:
         CompressionError: nothing that a block divides, a name in `keep_int8` that fits no node, no
@@ -94,6 +115,11 @@ def quantize_int4(
     matmul_from_gemm_(copy)
     matmul_from_pointwise_conv_(copy)
     every = find_weight_sites(copy)
+    if known is not None and pinned is not None and pinned.scales == known.labels:
+        _rescaled_(copy, known)
+        bits = Bits({}, pinned.kept_int8, "pinned by the recipe")
+        result = _result(copy, known, bits, pinned)
+        return replace(result, codes=None)
     _require_sound(every, options.keep_int8)
     suited = [site for site in every if _is_suited(site, options)]
     with gathered_moments(copy, suited, batches, progress) as moments:
@@ -101,12 +127,24 @@ def quantize_int4(
         spare = spare_bytes(model, every, blocks, options)
         budget = Budget(options.search_seconds if pinned is None else math.inf)
         request = _Request(options, blocks, budget, pinned)
-        scales, factors = _scaled_(copy, moments, request)
+        scaled = _scaled_(copy, moments, request)
         with budget.paused():
-            weights, stored = _rounded(copy, moments, factors, request)
+            weights, stored = _rounded(copy, moments, scaled.factors, request)
     bits = _bits(copy, spare, stored, request, batches)
-    choices = Int4Choices(scales=scales, kept_int8=bits.kept_int8)
-    return _result(copy, weights, stored, bits, choices, request)
+    choices = Int4Choices(scales=scaled.labels, kept_int8=bits.kept_int8)
+    biases = {name: item.bias for name, item in stored.items()}
+    codes = Int4Codes(scaled.labels, scaled.scales, blocks, weights, biases)
+    result = _result(copy, codes, bits, choices)
+    return replace(result, seconds=budget.spent, skipped=tuple(budget.skipped))
+
+
+def _rescaled_(model: ir.Model, known: Int4Codes) -> None:
+    """Scale weights up as they were before the codes were found, in place."""
+    sites = [site for site in find_weight_sites(model) if site.name in known.blocks]
+    groups, _ = find_groups(model, sites)
+    for group in groups:
+        if group.name in known.scales:
+            group.apply_(model, known.scales[group.name], np.zeros(group.channels))
 
 
 @dataclass(frozen=True)
@@ -118,6 +156,18 @@ class _Request:
     """By name of a product that can be INT4."""
     budget: Budget
     pinned: Int4Choices | None
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """What was scaled up."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    """By group: how its scale was found."""
+    scales: dict[str, np.ndarray] = field(default_factory=dict)
+    """By group (channels,), those alone that change anything."""
+    factors: dict[str, np.ndarray] = field(default_factory=dict)
+    """By product (in,): what its input is divided by."""
 
 
 def _require_sound(every: Sequence[WeightSite], keep_int8: Sequence[str]) -> None:
@@ -170,18 +220,11 @@ def _blocks(
     return blocks
 
 
-def _scaled_(
-    model: ir.Model, moments: MomentStore, request: _Request
-) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Scale loud channels' weights up, in place.
-
-    Returns:
-        By group the label of its scale; by product (in,) what its input is divided by.
-    """
-    labels: dict[str, str] = {}
-    factors: dict[str, np.ndarray] = {}
+def _scaled_(model: ir.Model, moments: MomentStore, request: _Request) -> _Scaled:
+    """Scale loud channels' weights up, in place."""
+    done = _Scaled()
     if request.options.scales == "off":
-        return labels, factors
+        return done
     sites = [site for site in find_weight_sites(model) if site.name in request.blocks]
     groups, _ = find_groups(model, sites)
     rounding = Rounding(request.blocks, request.options.zero_points)
@@ -196,17 +239,13 @@ def _scaled_(
             last = request.budget.spent - start
         else:
             break
-        labels[group.name] = label
-        _apply_scale_(model, group, label, moments, factors)
-    return labels, factors
+        done.labels[group.name] = label
+        _apply_scale_(model, group, label, moments, done)
+    return done
 
 
 def _apply_scale_(
-    model: ir.Model,
-    group: FoldGroup,
-    label: str,
-    moments: MomentStore,
-    factors: dict[str, np.ndarray],
+    model: ir.Model, group: FoldGroup, label: str, moments: MomentStore, done: _Scaled
 ) -> None:
     if label == OFF:
         return
@@ -217,8 +256,9 @@ def _apply_scale_(
             f"int4.choices: '{group.name}' has scale '{label}': {error}"
         ) from error
     group.apply_(model, scale, np.zeros(group.channels))
+    done.scales[group.name] = scale
     for reader in group.readers:
-        factors[reader.site.name] = scale[reader.channels]
+        done.factors[reader.site.name] = scale[reader.channels]
 
 
 def _rounded(
@@ -271,22 +311,15 @@ def _bits(
     return choose_bits(model, stored, goal, batches, request.budget)
 
 
-def _result(
-    model: ir.Model,
-    weights: Mapping[str, BlockedWeight],
-    stored: Mapping[str, Stored],
-    bits: Bits,
-    choices: Int4Choices,
-    request: _Request,
-) -> Int4Result:
-    """Return the graph with the weights that were chosen."""
+def _result(model: ir.Model, codes: Int4Codes, bits: Bits, choices: Int4Choices) -> Int4Result:
+    """Return the graph, scaled up already, with the weights that were chosen."""
     every = find_weight_sites(model)
     sizes = {site.name: array_of(site.weight).size for site in every}
     chosen: dict[str, BlockedWeight | QuantizedWeight] = {}
     for site in every:
-        if site.name in weights and site.name not in bits.kept_int8:
-            chosen[site.name] = weights[site.name]
-            corrected, linear = stored[site.name].bias, linear_at(site.node)
+        if site.name in codes.weights and site.name not in bits.kept_int8:
+            chosen[site.name] = codes.weights[site.name]
+            corrected, linear = codes.biases[site.name], linear_at(site.node)
             if corrected is not None and linear is not None:
                 set_bias_(model.graph, linear, corrected)
         elif is_stored(site):
@@ -299,10 +332,9 @@ def _result(
         int8=tuple(name for name in chosen if name not in int4),
         kept_float=tuple(name for name in sizes if name not in chosen),
         int4_weights_percent=100.0 * sum(sizes[name] for name in int4) / sum(sizes.values()),
-        blocks={name: request.blocks[name] for name in int4},
+        blocks={name: codes.blocks[name] for name in int4},
         choices=choices,
         noise=bits.noise,
         bits_reason=bits.reason,
-        seconds=request.budget.spent,
-        skipped=tuple(request.budget.skipped),
+        codes=codes,
     )

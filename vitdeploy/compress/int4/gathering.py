@@ -14,6 +14,7 @@ import onnx_ir as ir
 from vitdeploy.compress.calibrate import Batches, limited
 from vitdeploy.compress.int4.codes import InputMoments
 from vitdeploy.compress.rounding import Moments, collect_moments, passes_of
+from vitdeploy.errors import CompressionError
 from vitdeploy.graph.linear import linear_at
 from vitdeploy.graph.sites import WeightSite
 from vitdeploy.runner import Feeds
@@ -89,13 +90,22 @@ def gathered_moments(
         sites: of this graph.
         batches: a pass over the calibration images.
         progress: called with the number of images seen in this pass.
+
+    Raises:
+        CompressionError: there are no images.
     """
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         store = MomentStore(Path(folder))
         for group in passes_of(sites, PASS_BYTES):
             images = _Images(batches, progress)
-            few = limited(images.passes, IMAGES)
-            store.add(collect_moments(model, group, few, ROWS_PER_CHANNEL), group, images.seen)
+            moments = collect_moments(
+                model, group, limited(images.passes, IMAGES), ROWS_PER_CHANNEL
+            )
+            if not images.seen:
+                raise CompressionError(
+                    "calibration got no image; give a folder with images to --calib."
+                )
+            store.add(moments, group, images.seen)
         yield store
 
 

@@ -8,12 +8,15 @@ without, its image parts alone.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ModelError
 from vitdeploy.manifest import TrackingEntry
 from vitdeploy.models.reference import Alias, Reference
-from vitdeploy.models.spec import LoadedModel, LoadOptions
+from vitdeploy.models.spec import ExportPart, LoadedModel, LoadOptions
+
+if TYPE_CHECKING:
+    from vitdeploy.models.segment_anything.loading import Weights
 
 _SIZES = ("tiny", "small", "base-plus", "large")
 ALIASES: Mapping[str, Alias] = {
@@ -74,9 +77,9 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         return _load_video(reference, options)
     from transformers import Sam2Config, Sam2Model
 
-    from vitdeploy.models.segment_anything import loading, parts, publisher, sam2_publisher
+    from vitdeploy.models.segment_anything import loading, publisher, sam2_publisher
     from vitdeploy.models.segment_anything.decoder import HighResolutionMaskDecoder
-    from vitdeploy.models.segment_anything.hiera import STEP, Sam2ImageEncoder
+    from vitdeploy.models.segment_anything.hiera import STEP
 
     fields = dict(loading.read_config(reference, _KNOWN))
     fields.pop("model_type", None)  # `sam2_video` has the same fields and more
@@ -95,8 +98,22 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     model = loading.filled_model(
         lambda: Sam2Model._from_config(config, attn_implementation="eager"), weights, options.seed
     )
-    features = _features(config, size)
     decoder = HighResolutionMaskDecoder(model, size, single_mask=options.single_mask)
+    return _loaded(reference, weights, (model, decoder, size))
+
+
+def _loaded(
+    reference: Reference,
+    weights: "Weights | None",
+    made: tuple[Any, Any, int],
+    further: tuple[ExportPart, ...] = (),
+) -> LoadedModel:
+    """Return the parts of (model, mask decoder, image size), and `further` ones behind them."""
+    from vitdeploy.models.segment_anything import loading, parts
+    from vitdeploy.models.segment_anything.hiera import Sam2ImageEncoder
+
+    model, decoder, size = made
+    features = _features(model.config, size)
     return loading.loaded_sam(
         reference,
         weights,
@@ -104,8 +121,12 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         (
             parts.encoder_part(Sam2ImageEncoder(model, size), size, features),
             parts.decoder_part(decoder, size, features),
+            *further,
         ),
-        (native, "positions are resampled (bicubic), windows kept"),
+        (
+            int(model.config.prompt_encoder_config.image_size),
+            "positions are resampled (bicubic), windows kept",
+        ),
     )
 
 
@@ -128,9 +149,9 @@ def _load_video(reference: Reference, options: LoadOptions) -> LoadedModel:
     """
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
-    from vitdeploy.models.segment_anything import loading, parts, publisher, video
+    from vitdeploy.models.segment_anything import loading, publisher, video
     from vitdeploy.models.segment_anything.decoder import HighResolutionMaskDecoder
-    from vitdeploy.models.segment_anything.hiera import STEP, Sam2ImageEncoder
+    from vitdeploy.models.segment_anything.hiera import STEP
 
     fields = dict(loading.read_config(reference, _KNOWN))
     fields.pop("model_type", None)
@@ -152,22 +173,11 @@ def _load_video(reference: Reference, options: LoadOptions) -> LoadedModel:
         options.seed,
         is_mapped=False,  # rotary tables are buffers of the library's that no file has
     )
-    features = _features(config, size)
     decoder = HighResolutionMaskDecoder(
         model, size, single_mask=False, object_head=video.ObjectHead(model)
     )
     mask_config = config.mask_decoder_config
-    loaded = loading.loaded_sam(
-        reference,
-        weights,
-        loading.preprocess_of(reference, size, "squash"),
-        (
-            parts.encoder_part(Sam2ImageEncoder(model, size), size, features),
-            parts.decoder_part(decoder, size, features),
-            *video.video_parts(model, size),
-        ),
-        (native, "positions are resampled (bicubic), windows kept"),
-    )
+    loaded = _loaded(reference, weights, (model, decoder, size), video.video_parts(model, size))
     return dataclasses.replace(
         loaded,
         tracking=TrackingEntry(
