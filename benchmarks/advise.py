@@ -1,9 +1,9 @@
-"""What `vitdeploy advise` finds within a budget, and what a second run costs.
+"""What `vitdeploy advise` finds within a budget, and what further runs cost.
 
     python benchmarks/advise.py vit-base --max-drop 1 --budget 10m
 
 Every option is passed on; results are kept in a new folder, so that the first run starts from
-nothing. The second run is the same command line.
+nothing. The same command line is run again until all candidates are known, and once more then.
 """
 
 import subprocess
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from vitdeploy.advising.html import table_cells
 from vitdeploy.advising.schema import Advice
+
+_MOST_RUNS = 5
 
 
 def advised(arguments: list[str], folder: Path) -> tuple[Advice, float]:
@@ -27,19 +29,22 @@ def advised(arguments: list[str], folder: Path) -> tuple[Advice, float]:
 
 
 def main() -> None:
-    """Run twice; print the front and both costs."""
+    """Run until nothing is new; print what each run found and cost."""
     arguments = sys.argv[1:] or ["vit-digits", "--max-drop", "1"]
+    was_complete = False
     with tempfile.TemporaryDirectory() as folder:
-        first, first_seconds = advised(arguments, Path(folder))
-        again, again_seconds = advised(arguments, Path(folder))
-    print("the front:")
-    for name in first.front:
-        print("  " + "  ".join(table_cells(first.row(name), first.objective)))
-    done = sum(row.status == "done" for row in first.rows)
-    print(f"recommended: {first.recommended_reason}")
-    print(f"first run: {first_seconds:.0f} s, {done} of {len(first.rows)} candidates done")
-    known = sum(row.is_from_cache for row in again.rows)
-    print(f"second run: {again_seconds:.1f} s, {known} of them known from before")
+        for number in range(1, _MOST_RUNS + 1):
+            advice, seconds = advised(arguments, Path(folder))
+            known = sum(row.is_from_cache for row in advice.rows)
+            tried = sum(row.status != "waiting" for row in advice.rows)
+            print(f"run {number}: {seconds:.1f} s, {known} candidates known from before, ", end="")
+            print(f"{tried} of {len(advice.rows)} after it; the front:", flush=True)
+            for name in advice.front:
+                print("  " + "  ".join(table_cells(advice.row(name), advice.objective)))
+            print(f"  recommended: {advice.recommended_reason}", flush=True)
+            if was_complete:
+                return
+            was_complete = advice.is_complete
 
 
 if __name__ == "__main__":

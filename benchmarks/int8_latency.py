@@ -113,10 +113,11 @@ def build_auto(case: Case, batch: int) -> None:
 
 
 def auto_recipe(resolved: Recipe, batch: int) -> Recipe:
-    """Return the recipe that chooses for one batch size, INT8 as it was searched for."""
+    """Return the recipe that chooses for one batch size; nothing of it is known before."""
     measure = resolved.measure.model_copy(update={"batch": batch})
-    changes = {"precision": "auto", "targets": ("openvino",), "choices": {}, "measure": measure}
-    return resolved.model_copy(update=changes)
+    int8 = resolved.int8.model_copy(update={"choices": {}})
+    changes = {"precision": "auto", "targets": ("openvino",), "choices": {}}
+    return resolved.model_copy(update={**changes, "measure": measure, "int8": int8})
 
 
 def made(path: Path, make: Callable[[Path], object]) -> None:

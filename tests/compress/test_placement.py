@@ -77,6 +77,13 @@ def test_small_noisy_products_stay_float_and_large_ones_do_not():
     assert float_sets(dict.fromkeys(macs, 1.0), dict.fromkeys(macs, 1.0)) == ((), ())
 
 
+def test_products_of_next_to_no_work_do_not_hide_the_noisy_ones():
+    # a gate of one row: loud for its work, and nothing of the whole
+    macs = {"gate": 1e-6, "stem": 2.0, "fc1": 49.0, "fc2": 49.0}
+    noise = {"gate": 0.5, "stem": 60.0, "fc1": 20.0, "fc2": 20.0}
+    assert float_sets(noise, macs) == (("stem",), ("stem",))
+
+
 def test_eighty_percent_stay_in_int8():
     macs = {f"site{i}": 10.0 for i in range(10)}
     noise = {name: 1000.0 ** (i == 0) * 10.0 ** (i == 1) for i, name in enumerate(macs)}

@@ -156,10 +156,15 @@ def _out_of_proportion(noise: Mapping[str, float], macs: Mapping[str, float]) ->
     left = dict(noise)
     found = []
     while len(left) > 1:
-        worst = max(left, key=lambda name: left[name] / max(macs[name], 1.0))
-        noise_share = left[worst] / max(sum(left.values()), 1e-300)
+        least = _LEAST_NOISE_SHARE * sum(left.values())
+        # a head or a gate of one row has next to no work, so that any noise is out of proportion
+        loud = [name for name in left if left[name] > least]
+        if not loud:
+            break
+        worst = max(loud, key=lambda name: left[name] / max(macs[name], 1.0))
+        noise_share = left[worst] / sum(left.values())
         work_share = macs[worst] / sum(macs[name] for name in left)
-        if noise_share < max(NOISE_PER_WORK * work_share, _LEAST_NOISE_SHARE):
+        if noise_share < NOISE_PER_WORK * work_share:
             break
         del left[worst]
         found.append(worst)
