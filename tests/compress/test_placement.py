@@ -80,7 +80,7 @@ def test_small_noisy_products_stay_float_and_large_ones_do_not():
 def test_products_of_next_to_no_work_do_not_hide_the_noisy_ones():
     # a gate of one row: loud for its work, and nothing of the whole
     macs = {"gate": 1e-6, "stem": 2.0, "fc1": 49.0, "fc2": 49.0}
-    noise = {"gate": 0.5, "stem": 60.0, "fc1": 20.0, "fc2": 20.0}
+    noise = {"gate": 0.2, "stem": 60.0, "fc1": 20.0, "fc2": 20.0}
     assert float_sets(noise, macs) == (("stem",), ("stem",))
 
 
