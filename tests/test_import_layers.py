@@ -35,6 +35,7 @@ LAYERS = [
         "comparing",
         "restoration",
         "candidates",
+        "ways",
         "selection",
         "checking",
         "profiling",

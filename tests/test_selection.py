@@ -18,7 +18,7 @@ from vitdeploy.gates import unfaithful_reason
 from vitdeploy.measure import Subject, Timing
 from vitdeploy.recipe import GateSection, recipe_from_dict, recipe_from_yaml
 from vitdeploy.report import FidelityRow, Report
-from vitdeploy.targets import Variant, openvino
+from vitdeploy.targets import AttentionWay, Variant, openvino
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 ONE_THREAD = {**F32, "INFERENCE_NUM_THREADS": 1}
@@ -59,10 +59,12 @@ def export(
     *,
     has_others: bool = False,
     scheduling: tuple[dict[str, str], ...] = (),
+    attention: tuple[AttentionWay, ...] = (),
     **changes,
 ):
     monkeypatch.setattr(openvino, "variants", lambda: VARIANTS)
     monkeypatch.setattr(openvino, "scheduling", lambda: scheduling)
+    monkeypatch.setattr(openvino, "attention_ways", lambda: attention)
     # with VNNI; elsewhere attention stays in float
     scheme = replace(openvino.quant_scheme(), most_int8_attention_tokens=4096, weight_bits=8)
     monkeypatch.setattr(openvino, "quant_scheme", lambda: scheme)
@@ -82,7 +84,7 @@ def export(
 
 def lose(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> None:
     """Let artefacts lose top-1 by precision, as they are kept."""
-    exact = vitdeploy.selection.compare
+    exact = vitdeploy.candidates.compare
 
     def compare(job, target, compressed):
         judged = exact(job, target, compressed)
@@ -90,7 +92,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> None:
         rows = [row if row.metric != "top1" else with_top1(row, 90 - lost) for row in judged.rows]
         return replace(judged, rows=rows)
 
-    monkeypatch.setattr(vitdeploy.selection, "compare", compare)
+    monkeypatch.setattr(vitdeploy.candidates, "compare", compare)
     monkeypatch.setattr(vitdeploy.restoration, "compare", compare)
 
 
@@ -183,6 +185,90 @@ def test_kinds_of_threads_are_not_tried_where_their_number_is_asked_for(
     assert clock.calls == 1
 
 
+SPLIT = AttentionWay("q, k and v apart", form="split")
+UNFUSED = AttentionWay("unfused", settings={"SNIPPETS_MODE": "DISABLE"})
+IN_INT8 = [30.0, 10.0, 20.0]
+
+
+def test_ways_of_attention_are_timed_for_what_is_kept_and_pinned(place, tmp_path, monkeypatch):
+    clock = Clock(IN_INT8, [10.0, 8.0, 9.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, attention=(SPLIT, UNFUSED))
+    assert any("q, k and v apart: 1.25x as fast, and kept." in note for note in report.notes)
+    assert kept(report) == "int8"
+    products = (tmp_path / "out/openvino/model.xml").read_text()
+    assert "attn.qkv.query" in products
+    assert "attn.qkv/MatMul" not in products
+    assert [p.name for p in (tmp_path / "out").glob("openvino*")] == ["openvino"]
+    recipe = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert recipe.choices["openvino"].attention == "split"
+    assert vitdeploy.check(tmp_path / "out").passed
+    vitdeploy.run(recipe, output=tmp_path / "again")
+    assert clock.calls == 2
+    first, again = (tmp_path / name / "openvino/model.bin" for name in ("out", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_settings_of_attention_are_stored_and_pinned(place, tmp_path, monkeypatch):
+    clock = Clock(IN_INT8, [10.0, 11.0, 9.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, attention=(SPLIT, UNFUSED))
+    assert any("unfused: 1.11x as fast, and kept." in note for note in report.notes)
+    (artifact,) = load_bundle(tmp_path / "out").artifacts()
+    assert artifact.settings == {**F32, **UNFUSED.settings}
+    choice = recipe_from_yaml(tmp_path / "out/recipe.yaml").choices["openvino"]
+    assert choice.attention == "as-exported"
+    assert choice.settings == artifact.settings
+
+
+def test_ways_of_attention_that_are_no_faster_are_left(place, tmp_path, monkeypatch):
+    clock = Clock(IN_INT8, [10.0, 9.9, 20.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, attention=(SPLIT, UNFUSED))
+    notes = " ".join(report.notes)
+    assert "q, k and v apart: 1.01x as fast." in notes
+    assert "unfused: 0.50x as fast." in notes
+    assert "attn.qkv.query" not in (tmp_path / "out/openvino/model.xml").read_text()
+    assert [p.name for p in (tmp_path / "out").glob("openvino*")] == ["openvino"]
+
+
+def test_a_faster_way_that_computes_nonsense_is_not_kept(place, tmp_path, monkeypatch):
+    exact = vitdeploy.candidates.compare
+
+    def compare(job, target, compressed):
+        if UNFUSED.settings.items() <= compressed[0].artifact.settings.items():
+            raise DataError("output 'logits' holds NaN")
+        return exact(job, target, compressed)
+
+    monkeypatch.setattr(vitdeploy.candidates, "compare", compare)
+    clock = Clock(IN_INT8, [10.0, 5.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, attention=(UNFUSED,))
+    assert load_bundle(tmp_path / "out").artifacts()[0].settings == F32
+    assert any("2.00x as fast, but: output 'logits' holds NaN." in n for n in report.notes)
+
+
+def test_a_faster_way_that_loses_accuracy_is_not_kept(place, tmp_path, monkeypatch):
+    exact = vitdeploy.candidates.compare
+
+    def compare(job, target, compressed):
+        judged = exact(job, target, compressed)
+        if "SNIPPETS_MODE" not in compressed[0].artifact.settings:
+            return judged
+        changed = {"top1": {"delta": -3.0}, "sqnr_db": {"value": 9.0}}
+        rows = [row.model_copy(update=changed.get(row.metric, {})) for row in judged.rows]
+        return replace(judged, rows=rows)
+
+    monkeypatch.setattr(vitdeploy.candidates, "compare", compare)
+    clock = Clock(IN_INT8, [10.0, 5.0])
+    report = export(place, tmp_path / "out", monkeypatch, clock, attention=(UNFUSED,))
+    assert load_bundle(tmp_path / "out").artifacts()[0].settings == F32
+    assert any("but: 3.00 points of top-1 lost" in note for note in report.notes)
+
+
+def test_a_form_that_the_graph_cannot_have_is_not_timed(place, tmp_path, monkeypatch):
+    clock = Clock(IN_INT8)
+    monkeypatch.setattr("vitdeploy.graph.attention_form.find_attention", lambda model: [])
+    export(place, tmp_path / "out", monkeypatch, clock, attention=(SPLIT,))
+    assert clock.calls == 1
+
+
 def test_int8_that_is_not_faithful_is_restored_and_timed_again(place, tmp_path, monkeypatch):
     lose(monkeypatch, {"int8": 3.0})
     clock = Clock([30.0, 20.0, 10.0], [15.0, 30.0])
@@ -221,14 +307,14 @@ def test_restoring_is_given_up_before_nothing_is_left_in_int8(place, tmp_path, m
 
 def test_an_engine_that_computes_nonsense_is_not_kept(place, tmp_path, monkeypatch):
     """Such as OpenVINO in bf16 with a mask by key: NaN, or finite and wrong."""
-    exact = vitdeploy.selection.compare
+    exact = vitdeploy.candidates.compare
 
     def compare(job, target, compressed):
         if compressed[0].artifact.settings == ONE_THREAD:
             raise DataError("output 'logits' holds NaN")
         return exact(job, target, compressed)
 
-    monkeypatch.setattr(vitdeploy.selection, "compare", compare)
+    monkeypatch.setattr(vitdeploy.candidates, "compare", compare)
     clock = Clock([20.0, 10.0])
     report = export(place, tmp_path / "out", monkeypatch, clock, precision="int8")
     assert load_bundle(tmp_path / "out").artifacts()[0].settings == F32

@@ -5,14 +5,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import cast
 
+from vitdeploy.comparing import compare
 from vitdeploy.compress.placement import LEAST_INT8_PERCENT
 from vitdeploy.errors import CompressionError, ExportError, VitdeployError
+from vitdeploy.evaluation import find_value
 from vitdeploy.findings import Compressed
-from vitdeploy.job import Job, Plan
+from vitdeploy.job import Job, Judged, Plan
 from vitdeploy.measure import Subject, measure_latency
 from vitdeploy.recipe import EngineChoice, Recipe, TargetName
 from vitdeploy.stages import build_target, keeps_float, timing_feeds, with_settings
 from vitdeploy.targets import Target, Variant
+
+AS_FAST = 0.98
+"""One this near to the fastest is as fast: the one listed first, the more exact, is kept."""
+SAME_SQNR_DB = 3.0
+"""Between INT8 candidates, whose rounding is the same: more than this is a fault of the engine."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,15 @@ class Candidate:
     p50_ms: float = 0.0
     """Sum of the parts' median latencies, once timed."""
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        settings = ", ".join(f"{key}={value}" for key, value in self.variant.settings.items())
+        name = self.variant.precision.upper()
+        if self.variant.placement:
+            name = f"{name} with {self.variant.placement}"
+        return f"{name} ({settings})" if settings else name
+
 
 def pinned_choice(recipe: Recipe, target: Target) -> EngineChoice | None:
     """Return what an earlier run chose for the target; None where nothing is pinned."""
@@ -34,7 +50,7 @@ def pinned_choice(recipe: Recipe, target: Target) -> EngineChoice | None:
 def plan_of(job: Job, target: Target, variant: Variant, folder: str) -> Plan:
     """Return how to build a variant into `folder`, a name in the bundle, INT8 as it is pinned."""
     pins = job.work.recipe.int8.choices.get(cast("TargetName", target.NAME))
-    return Plan(variant.precision, folder, variant.settings, pins)
+    return Plan(variant.precision, folder, variant.settings, pins, attention=variant.attention)
 
 
 def build_candidates(
@@ -120,3 +136,19 @@ def time_candidates(job: Job, target: Target, candidates: Sequence[Candidate]) -
             timings = measure_latency(subjects, seconds, job.work.progress.step)
         totals = [total + timings[str(number)].p50_ms for number, total in enumerate(totals)]
     return [replace(c, p50_ms=ms) for c, ms in zip(candidates, totals, strict=True)]
+
+
+def judge(job: Job, target: Target, candidate: Candidate) -> Judged:
+    """Return how close a candidate is to the reference, on its engine.
+
+    Raises:
+        DataError: its outputs are not finite.
+    """
+    with job.work.stage(f"fidelity {target.NAME}"):
+        return compare(job, target, candidate.compressed)
+
+
+def sqnr_db(target: Target, judged: Judged) -> float:
+    """Return the SQNR that was found; 0 where there is none."""
+    row = find_value(judged.rows, target.NAME, "sqnr_db")
+    return row.value if row is not None and row.value is not None else 0.0

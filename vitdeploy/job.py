@@ -19,7 +19,7 @@ from vitdeploy.joined import GOLDEN_PICTURES, JoinedReference
 from vitdeploy.measure import StageClock
 from vitdeploy.models.spec import ExportPart
 from vitdeploy.progress import Progress
-from vitdeploy.recipe import Int4Choices, Int8Choices, Recipe
+from vitdeploy.recipe import AttentionForm, Int4Choices, Int8Choices, Recipe
 from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Outputs
 from vitdeploy.targets import Settings
@@ -68,6 +68,7 @@ class Plan:
     """The same for INT4 weights."""
     quantized: Mapping[str, Int8Result] = field(default_factory=dict)
     """By part: in INT8 already."""
+    attention: AttentionForm = "as-exported"
 
 
 @dataclass(frozen=True)

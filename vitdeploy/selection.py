@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 
 from vitdeploy.bundle import Artifact
 from vitdeploy.candidates import (
+    AS_FAST,
+    SAME_SQNR_DB,
     Candidate,
     build_candidates,
-    compressed_with_settings,
+    judge,
     pinned_choice,
     plan_of,
+    sqnr_db,
     time_candidates,
 )
-from vitdeploy.comparing import compare
 from vitdeploy.errors import DataError, UnsupportedError, UsageError
-from vitdeploy.evaluation import find_value
 from vitdeploy.findings import Compressed
 from vitdeploy.gates import is_within_gate, unfaithful_reason
 from vitdeploy.job import Job, Judged, Plan
@@ -31,13 +32,10 @@ from vitdeploy.restoration import Faithful, build_faithful, restore
 from vitdeploy.stages import build_target, keeps_float
 from vitdeploy.targets import HALF_SUFFIX, Target, Variant
 from vitdeploy.targets.tensorrt_graphs import require_int4
+from vitdeploy.ways import in_fastest_way
 
-AS_FAST = 0.98
-"""A variant this near to the fastest is as fast: the one listed first, the more exact, is kept."""
 WORTH_INT8_PERCENT = 50.0
 """With less of the MACs in INT8 it would hardly be faster than bf16: restoring is given up."""
-SAME_SQNR_DB = 3.0
-"""Between INT8 variants, whose rounding is the same: more than this is a fault of the engine."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,16 @@ def select(job: Job, target: Target) -> Selection:
     wanted = [item for item in timed if recipe.precision in ("auto", item.variant.precision)]
     kept, judged, rejected = _first_faithful(job, target, sorted(wanted, key=_rank(wanted)))
     notes = [*refused, *_notes(kept, timed, rejected)]
-    kept, note = _scheduled(job, target, kept)
-    if note:
-        notes.append(note)
+    kept, judged, others = in_fastest_way(job, target, kept, judged)
+    notes += others
     for note in notes:
         job.work.progress.note(f"{target.NAME}: {note}")
     choice = EngineChoice.model_validate(
-        {"precision": kept.variant.precision, "settings": dict(kept.variant.settings)}
+        {
+            "precision": kept.variant.precision,
+            "settings": dict(kept.variant.settings),
+            "attention": kept.variant.attention,
+        }
     )
     compressed = _moved(job, target, kept)
     return Selection(compressed, judged, choice, tuple(f"{target.NAME}: {note}" for note in notes))
@@ -120,7 +121,7 @@ def variants_asked(recipe: Recipe, target: Target) -> tuple[Variant, ...]:
     """
     pinned = pinned_choice(recipe, target)
     if pinned is not None:
-        return (Variant(pinned.precision, pinned.settings),)
+        return (Variant(pinned.precision, pinned.settings, attention=pinned.attention),)
     one = (Variant(recipe.precision),)
     if recipe.precision not in ("auto", "int8"):
         return one
@@ -192,14 +193,14 @@ def _first_faithful(
     rejected: dict[str, str] = {}
     for position, candidate in enumerate(ranked):
         try:
-            found = _judge(job, target, candidate)
+            found = judge(job, target, candidate)
         except DataError as error:
-            rejected[_name(candidate)] = str(error)
+            rejected[candidate.name] = str(error)
             continue
         reason = unfaithful_reason(gates, found.rows, target.NAME)
         if reason is None:
             return candidate, found, rejected
-        rejected[_name(candidate)] = reason
+        rejected[candidate.name] = reason
         judged.append((candidate, found))
         if is_auto and candidate.variant.precision == "int8" and len(judged) == 1:
             mixed = _restored(job, target, (candidate, found), ranked[position + 1 :])
@@ -210,8 +211,8 @@ def _first_faithful(
             f"no way of running the model on {target.NAME} gives finite outputs: "
             + "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
         )
-    best = max(_sqnr_db(target, found) for _, found in judged)
-    near = [pair for pair in judged if _sqnr_db(target, pair[1]) >= best - SAME_SQNR_DB]
+    best = max(sqnr_db(target, found) for _, found in judged)
+    near = [pair for pair in judged if sqnr_db(target, pair[1]) >= best - SAME_SQNR_DB]
     kept, found = near[0]
     if not is_auto:
         gate = _gate(job.work.recipe, target)
@@ -244,61 +245,18 @@ def _restored(
     return None if any(rival.p50_ms < mixed.p50_ms for rival in rivals) else (mixed, again)
 
 
-def _scheduled(job: Job, target: Target, kept: Candidate) -> tuple[Candidate, str]:
-    """Return what is kept, on the kinds of cores on which it is fastest, and a line on them.
-
-    Nothing is tried where the engine knows one way alone, or the recipe says how many threads.
-    """
-    ways = () if job.work.recipe.measure.threads else target.scheduling()
-    if not ways:
-        return kept, ""
-    found = [kept]
-    for settings in ways:
-        variant = replace(kept.variant, settings={**kept.variant.settings, **settings})
-        found.append(
-            replace(
-                kept, variant=variant, compressed=compressed_with_settings(kept.compressed, variant)
-            )
-        )
-    with job.work.stage(f"select {target.NAME}"):
-        usual, *others = time_candidates(job, target, found)
-    best = min(others, key=lambda item: item.p50_ms)
-    ratio = usual.p50_ms / best.p50_ms
-    if best.p50_ms > AS_FAST * usual.p50_ms:
-        return kept, f"no other kind of cores or threads is faster (the best {ratio:.2f}x)."
-    return best, f"{_name(best)} is {ratio:.2f}x faster than on the engine's own choice of threads."
-
-
-def _judge(job: Job, target: Target, candidate: Candidate) -> Judged:
-    with job.work.stage(f"fidelity {target.NAME}"):
-        return compare(job, target, candidate.compressed)
-
-
-def _sqnr_db(target: Target, judged: Judged) -> float:
-    row = find_value(judged.rows, target.NAME, "sqnr_db")
-    return row.value if row is not None and row.value is not None else 0.0
-
-
-def _name(candidate: Candidate) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in candidate.variant.settings.items())
-    name = candidate.variant.precision.upper()
-    if candidate.variant.placement:
-        name = f"{name} with {candidate.variant.placement}"
-    return f"{name} ({settings})" if settings else name
-
-
 def _notes(
     kept: Candidate, timed: Sequence[Candidate], rejected: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield what was measured, for people: one line for what was kept, one for each other."""
-    yield f"kept {_name(kept)}: {kept.p50_ms:.3g} ms, the median of the candidates' timing."
+    yield f"kept {kept.name}: {kept.p50_ms:.3g} ms, the median of the candidates' timing."
     for other in timed:
         if other.variant == kept.variant:
             continue
         ratio = other.p50_ms / kept.p50_ms
         speed = f"{ratio:.2f}x slower" if ratio >= 1 else f"{1 / ratio:.2f}x faster"
-        reason = rejected.get(_name(other)) if ratio < 1 else None
-        yield f"{_name(other)} is {speed} here" + (f", but: {reason}." if reason else ".")
+        reason = rejected.get(other.name) if ratio < 1 else None
+        yield f"{other.name} is {speed} here" + (f", but: {reason}." if reason else ".")
 
 
 def _moved(job: Job, target: Target, kept: Candidate) -> list[Compressed]:

@@ -23,6 +23,7 @@ from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.compress.placement import LEAST_INT8_PERCENT
 from vitdeploy.findings import REFERENCE, Compressed, Measured
 from vitdeploy.graph.attention import recognise_attention
+from vitdeploy.graph.attention_form import in_attention_form
 from vitdeploy.graph.save import save_model
 from vitdeploy.image_sets import Chosen, Source
 from vitdeploy.job import ExportedPart, Job, Plan, Work, batch_of
@@ -122,6 +123,8 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
             pinned = plan.pinned_int4 or job.work.recipe.int4.choices.get(cast("TargetName", name))
             int4 = quantize_weights(job, item, pinned)
             model = int4.model
+        if not keeps_float(item.part):
+            model = in_attention_form(model, item.model, plan.attention)
         with job.work.stage(f"build {name}"):
             path = job.writer.add_file(f"{plan.folder}/{item.part.name}.onnx")
             probed = job.images.calibration or job.images.evaluation

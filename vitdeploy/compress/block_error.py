@@ -16,14 +16,15 @@ import onnx_ir as ir
 
 from vitdeploy.compress.calibrate import Batches, ChannelStatistics
 from vitdeploy.compress.smoothing import FoldGroup, Reader, Strength
+from vitdeploy.graph.layout import concrete_shapes
+from vitdeploy.graph.layout_ops import Shapes
 from vitdeploy.graph.qdq import ActivationRange, QuantScheme, quantize_weight
 from vitdeploy.graph.sites import WeightSite, add_initializer, array_of
 
 _ERROR = "vitdeploy_block_error"
-_MOST_BYTES = 43 << 20
-"""Of one value inside a block, for one image, which DINOv2-S at 518 pixels just has. With global
-attention of SAM ViT-B at 1024 (768 MiB) ONNX Runtime took 20 GiB, with its windows (44 MiB) 7.2,
-and with none of its blocks 5.8."""
+_MOST_BYTES = 128 << 20
+"""Of one value inside a block, for one image. SAM ViT-B at 1024 pixels takes 4.8 GiB with its
+windows (44 MiB), 5.1 with its MLPs too (48 MiB), and 7.6 with global attention (768 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ def collect_block_errors(
     observed.graph.outputs.clear()
     names: dict[str, list[str]] = {}
     numbers = count()
+    shapes = concrete_shapes(model)
     for group, listed in candidates.items():
         block = block_behind(model.graph, group.readers)
         if block is None or any(reader.site.kind != "MatMul" for reader in group.readers):
             continue
-        if _largest_bytes(block) > _MOST_BYTES:
+        if _largest_bytes(block, shapes) > _MOST_BYTES:
             continue
         end = copies[block[-1].outputs[0]]
         last = end.producer()
@@ -122,12 +124,10 @@ def block_behind(graph: ir.Graph, readers: Sequence[Reader]) -> list[ir.Node] | 
     return None
 
 
-def _largest_bytes(block: Sequence[ir.Node]) -> int:
+def _largest_bytes(block: Sequence[ir.Node], shapes: Shapes) -> int:
     """Return the size of the largest value inside a block for one image, in float32."""
-    shapes = [value.shape for node in block for value in node.outputs if value.shape is not None]
-    return max(
-        (4 * math.prod(d for d in shape if isinstance(d, int)) for shape in shapes), default=0
-    )
+    names = (str(value.name) for node in block for value in node.outputs)
+    return max((4 * math.prod(shapes[name]) for name in names if name in shapes), default=0)
 
 
 def _adds_other(node: ir.Node, comes_behind: Sequence[bool]) -> bool:

@@ -13,6 +13,7 @@ from vitdeploy.recipe.distillation import DistillSection
 from vitdeploy.recipe.names import (
     INT4_OPSET,
     INT4_PRECISIONS,
+    AttentionForm,
     Precision,
     TargetName,
     canonical_precision,
@@ -35,6 +36,11 @@ class EngineChoice(Section):
     precision: Literal["fp32", "fp16", "bf16", "int8"]
     settings: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Session settings of the engine."
+    )
+    attention: AttentionForm = Field(
+        "as-exported",
+        description="As the model's layers are, with q, k and v from layers of their own, or as "
+        "ONNX Runtime's own operator, which reads such layers.",
     )
 
 

@@ -15,6 +15,7 @@ from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.data import Preprocess
 from vitdeploy.errors import UnsupportedError, suggest
 from vitdeploy.manifest import sha256_from_file
+from vitdeploy.recipe import AttentionForm
 from vitdeploy.runner import Feeds, Runner
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ class Variant:
     """On top of what the target's `build` sets."""
     placement: str = ""
     """What is in float beside what the search of INT8 left there; nothing where empty."""
+    attention: AttentionForm = "as-exported"
+
+
+@dataclass(frozen=True)
+class AttentionWay:
+    """Another way for an engine to compute attention, of the same precision."""
+
+    what: str
+    """For people."""
+    form: AttentionForm = "as-exported"
+    settings: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,10 @@ class Target(Protocol):
 
         They name kinds of cores and threads, never a number, and change no result.
         """
+        ...
+
+    def attention_ways(self) -> tuple[AttentionWay, ...]:
+        """Return ways of computing attention beside the usual one, which may be faster here."""
         ...
 
     def untimed_reason(self) -> str | None:

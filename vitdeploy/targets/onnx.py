@@ -18,6 +18,7 @@ from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
+    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
@@ -88,6 +89,14 @@ def variants() -> tuple[Variant, ...]:
 def scheduling() -> tuple[Settings, ...]:
     """Return none: ONNX Runtime takes all cores, and knows no kinds of them."""
     return ()
+
+
+def attention_ways() -> tuple[AttentionWay, ...]:
+    """Return q, k and v from layers of their own, and ONNX Runtime's own operator."""
+    return (
+        AttentionWay("q, k and v from layers of their own", form="split"),
+        AttentionWay("attention as one operator", form="fused"),
+    )
 
 
 def untimed_reason() -> str | None:
@@ -242,8 +251,10 @@ class OrtRunner:
         options.enable_mem_pattern = False
         if in_listed_order:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-            # A fused node counts as the last of the list: all constants would be dequantised first.
+            # A node that ONNX Runtime makes counts as the last of the list, and all that reads it runs
+            # after the whole network: no fusion, and no copy of a DequantizeLinear for each reader.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            settings = {**(settings or {}), "session.disable_quant_qdq": "1"}
         # Idle threads that spin after a run would steal time from the engine timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for key, value in (settings or {}).items():

@@ -20,6 +20,7 @@ from vitdeploy.openvino_core import openvino_core
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
+    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
@@ -123,6 +124,14 @@ def scheduling() -> tuple[Settings, ...]:
     if has_sibling_threads():
         kinds += [{"ENABLE_HYPER_THREADING": "YES"}]
     return tuple(kinds)
+
+
+def attention_ways() -> tuple[AttentionWay, ...]:
+    """Return q, k and v from layers of their own, and no attention in one fused subgraph."""
+    return (
+        AttentionWay("q, k and v from layers of their own", form="split"),
+        AttentionWay("no fused subgraphs", settings={"SNIPPETS_MODE": "DISABLE"}),
+    )
 
 
 def untimed_reason() -> str | None:

@@ -12,6 +12,7 @@ from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.lint.versions import version_from_text
 from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import (
+    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
@@ -56,6 +57,11 @@ def float_settings(artifact: Artifact) -> Settings:
 
 def scheduling() -> tuple[Settings, ...]:
     """Return none: an engine has the whole device."""
+    return ()
+
+
+def attention_ways() -> tuple[AttentionWay, ...]:
+    """Return none: the builder chooses, and the graph is in the form that it fuses."""
     return ()
 
 

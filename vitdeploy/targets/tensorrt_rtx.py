@@ -13,6 +13,7 @@ from vitdeploy.lint.versions import version_from_text
 from vitdeploy.manifest import sha256_from_file
 from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import (
+    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
@@ -69,6 +70,11 @@ def float_settings(artifact: Artifact) -> Settings:
 
 def scheduling() -> tuple[Settings, ...]:
     """Return none: an engine has the whole device."""
+    return ()
+
+
+def attention_ways() -> tuple[AttentionWay, ...]:
+    """Return none: the builder chooses, and the graph is in the form that it fuses."""
     return ()
 
 

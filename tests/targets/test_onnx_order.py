@@ -1,0 +1,47 @@
+"""`in_listed_order`: ONNX Runtime runs the nodes as the graph lists them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from vitdeploy.targets.onnx import runner_from_model
+
+# Two branches behind one dequantised value, each of two nodes; then the rest of the network.
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 20]>
+agraph (float[N] x) => (float s, float t, float z)
+<float step = {0.5}, int8 zero = {0}>
+{
+    [quantize] q = QuantizeLinear(x, step, zero)
+    [dequantize] d = DequantizeLinear(q, step, zero)
+    [first] a = Exp(d)
+    [first_sum] s = ReduceSum<keepdims=0>(a)
+    [second] b = Neg(d)
+    [second_sum] t = ReduceSum<keepdims=0>(b)
+    [network] y = Sqrt(x)
+    [network_sum] z = ReduceSum<keepdims=0>(y)
+}
+"""
+
+
+def test_a_value_that_two_nodes_dequantise_comes_where_it_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    class Profiled(ort.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enable_profiling = True
+            self.profile_file_prefix = str(tmp_path / "profile")
+
+    monkeypatch.setattr(ort, "SessionOptions", Profiled)
+    model = ir.from_proto(onnx.parser.parse_model(GRAPH))
+    with runner_from_model(model, in_listed_order=True) as runner:
+        runner({"x": np.arange(1, 5, dtype=np.float32)})
+        events = json.loads(Path(runner._session.end_profiling()).read_text(encoding="utf-8"))
+    ran = [e["name"].removesuffix("_kernel_time") for e in events if e.get("cat") == "Node"]
+    assert ran == [node.name for node in model.graph]
