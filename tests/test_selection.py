@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import vitdeploy
@@ -441,3 +442,39 @@ def test_of_a_slow_model_only_int8_is_timed_and_engines_one_by_one(
     assert clock.calls == 1
     assert groups == together
     assert {row.target for row in report.latency} == {"reference", "openvino"}
+
+
+def test_int8_that_runs_in_one_way_has_its_attention_timed(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "VARIANTS", (VARIANTS[0], Variant("int8", F32)))
+    clock = Clock([10.0, 8.0])
+    report = export(
+        place, tmp_path / "out", monkeypatch, clock, attention=(SPLIT,), precision="int8"
+    )
+    assert clock.calls == 1
+    assert any("q, k and v apart: 1.25x as fast, and kept." in note for note in report.notes)
+    assert not any("median of the candidates" in note for note in report.notes)
+
+
+def test_int8_on_onnx_runtime_is_fused_where_that_is_faster(place, tmp_path, monkeypatch):
+    """Its own operator, through the bundle: checked, diagnosed, pinned."""
+    clock = Clock([10.0, 9.0, 8.0])
+    report = export(
+        place,
+        tmp_path / "out",
+        monkeypatch,
+        clock,
+        precision="int8",
+        targets=["onnx"],
+        keep_reference=True,
+    )
+    assert any("attention as one operator: 1.25x as fast, and kept." in n for n in report.notes)
+    graph = onnx.load(tmp_path / "out/onnx/model.onnx").graph
+    assert "MultiHeadAttention" in {node.op_type for node in graph.node}
+    assert vitdeploy.check(tmp_path / "out").passed
+    found = vitdeploy.diagnose(tmp_path / "out", calib=str(place / "images"))
+    assert any("qkv.query" in site.name for part in found.parts for site in part.sites)
+    recipe = recipe_from_yaml(tmp_path / "out/recipe.yaml")
+    assert recipe.choices["onnx"].attention == "fused"
+    vitdeploy.run(recipe, output=tmp_path / "again")
+    first, again = (tmp_path / name / "onnx/model.onnx" for name in ("out", "again"))
+    assert first.read_bytes() == again.read_bytes()

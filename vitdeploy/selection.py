@@ -89,16 +89,18 @@ def select(job: Job, target: Target) -> Selection:
     asked = variants_asked(recipe, target)
     if recipe.precision == "int8" and job.reference.is_slow:
         asked = tuple(variant for variant in asked if variant.precision == "int8")
-    if len(asked) == 1:
+    if len(asked) == 1 and (job.reference.is_slow or not _is_timed(recipe, target)):
         plan = plan_of(job, target, asked[0], target.NAME)
         built, judged = build_faithful(job, target, plan, _gate(recipe, target))
         return Selection(built, judged, pinned_choice(recipe, target))
     found, refused = build_candidates(job, target, asked)
-    with job.work.stage(f"select {target.NAME}"):
-        timed = time_candidates(job, target, found)
+    timed = found
+    if len(found) > 1:
+        with job.work.stage(f"select {target.NAME}"):
+            timed = time_candidates(job, target, found)
     wanted = [item for item in timed if recipe.precision in ("auto", item.variant.precision)]
     kept, judged, rejected = _first_faithful(job, target, sorted(wanted, key=_rank(wanted)))
-    notes = [*refused, *_notes(kept, timed, rejected)]
+    notes = [*refused, *(_notes(kept, timed, rejected) if len(timed) > 1 else ())]
     kept, judged, others = in_fastest_way(job, target, kept, judged)
     notes += others
     for note in notes:
@@ -122,13 +124,17 @@ def variants_asked(recipe: Recipe, target: Target) -> tuple[Variant, ...]:
     pinned = pinned_choice(recipe, target)
     if pinned is not None:
         return (Variant(pinned.precision, pinned.settings, attention=pinned.attention),)
-    one = (Variant(recipe.precision),)
-    if recipe.precision not in ("auto", "int8"):
-        return one
-    if target.untimed_reason() is not None or recipe.measure.budget_seconds == 0:
-        return one
+    if not _is_timed(recipe, target):
+        return (Variant(recipe.precision),)
     every = target.variants()
     return every if recipe.precision == "auto" else tuple(v for v in every if v.precision != "fp32")
+
+
+def _is_timed(recipe: Recipe, target: Target) -> bool:
+    """Return whether ways of running the model are to be timed here, and can be."""
+    if recipe.precision not in ("auto", "int8") or pinned_choice(recipe, target) is not None:
+        return False
+    return target.untimed_reason() is None and recipe.measure.budget_seconds > 0
 
 
 def _is_chosen_on_device(target: Target) -> bool:

@@ -163,8 +163,9 @@ class MeasureSection(Section):
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="All cores when null.")
     search_seconds: Annotated[float, Field(ge=0, le=3600)] | None = Field(
         None,
-        description="Budget for timing one target's candidates (of `auto`, and of INT8 with "
-        "several session settings); `seconds` when null, 0 takes the first.",
+        description="Budget for each round of timing one target's candidates (of `auto` and INT8: "
+        "settings and placements, ways of attention, kinds of cores); `seconds` when null, 0 takes "
+        "the first.",
     )
 
     @property

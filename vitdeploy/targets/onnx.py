@@ -251,8 +251,8 @@ class OrtRunner:
         options.enable_mem_pattern = False
         if in_listed_order:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-            # A node that ONNX Runtime makes counts as the last of the list, and all that reads it runs
-            # after the whole network: no fusion, and no copy of a DequantizeLinear for each reader.
+            # A node that ONNX Runtime makes counts as the last of the list, and what reads it runs
+            # after the whole network: no fusion, no copy of a DequantizeLinear for each reader.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             settings = {**(settings or {}), "session.disable_quant_qdq": "1"}
         # Idle threads that spin after a run would steal time from the engine timed next.
