@@ -96,6 +96,11 @@ def test_a_diff_shows_both_sides(capsys: pytest.CaptureFixture[str]):
     assert "-337" in text.replace(",", "")
 
 
+def test_a_diff_of_equal_reports_says_so(capsys: pytest.CaptureFixture[str]):
+    display.print_diff((), as_json=False)
+    assert shown(capsys).strip() == "The figures are the same."
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

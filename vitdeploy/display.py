@@ -212,6 +212,9 @@ def print_diff(
             ]
         )
         return
+    if not changes:
+        print_line("The figures are the same.")
+        return
     columns = ["section", "figure", ">before", ">after", ">delta", "unit"]
     rows = [
         [c.section, c.key, _number(c.before), _number(c.after), _number(c.delta), c.unit]

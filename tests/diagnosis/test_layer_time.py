@@ -1,5 +1,6 @@
 """Time by layer, from each engine's counters."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import vitdeploy
 from tests.model_folders import write_images, write_vit_folder
 from vitdeploy.bundle import load_bundle
 from vitdeploy.diagnosis.layer_time import MOST_LAYERS, time_by_layer, times_by_layer
-from vitdeploy.targets import LayerTime, openvino
+from vitdeploy.targets import LayerTime, onnx, openvino
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,15 @@ def test_every_int8_product_of_openvino_counts(bundles: Path, feeds):
     connected = [x for x in openvino.layer_times(artifact, feeds) if "FullyConnected" in x.kind]
     assert len({layer.kind.split()[0] for layer in connected}) > 1
     assert all(layer.is_product for layer in connected)
+
+
+def test_the_session_has_the_settings_of_the_artefact(bundles: Path, feeds):
+    (artifact,) = load_bundle(bundles / "int8").artifacts("onnx")
+    assert any(layer.is_int8 for layer in onnx.layer_times(artifact, feeds))
+    plain = replace(artifact, settings={"session.disable_quant_qdq": "1"})
+    layers = onnx.layer_times(plain, feeds)
+    assert not any(layer.is_int8 for layer in layers)
+    assert "QuantizeLinear" in {layer.kind for layer in layers}
 
 
 def test_shares_are_of_the_sum_of_all_layers(bundles: Path, feeds, monkeypatch):

@@ -136,6 +136,8 @@ def layer_times(artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True
+    for key, value in artifact.settings.items():
+        options.add_session_config_entry(key, str(value))
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(
