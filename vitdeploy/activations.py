@@ -64,7 +64,7 @@ def record_activations(
     with target.open(artifact) as runner:
         own = _outputs(runner, feeds)
     sqnr = _sqnr_db(reference, own)
-    stated = target.activation_type(artifact.precision)
+    stated = target.activation_type(artifact)
     if target.untimed_reason() is None:  # else another engine stands in, which proves nothing
         settings = target.float_settings(artifact)
         plain = sqnr

@@ -24,7 +24,7 @@ from vitdeploy.candidates import (
 from vitdeploy.errors import DataError, UnsupportedError, UsageError
 from vitdeploy.findings import Compressed
 from vitdeploy.gates import is_within_gate, unfaithful_reason
-from vitdeploy.job import Job, Judged, Plan
+from vitdeploy.job import Job, Judged, Plan, note_all
 from vitdeploy.lint.versions import version_from_text
 from vitdeploy.recipe import INT4_PRECISIONS, EngineChoice, Recipe
 from vitdeploy.report import FidelityRow
@@ -90,9 +90,7 @@ def select(job: Job, target: Target) -> Selection:
     if recipe.precision == "int8" and job.reference.is_slow:
         asked = tuple(variant for variant in asked if variant.precision == "int8")
     if len(asked) == 1 and (job.reference.is_slow or not _is_timed(recipe, target)):
-        plan = plan_of(job, target, asked[0], target.NAME)
-        built, judged = build_faithful(job, target, plan, _gate(recipe, target))
-        return Selection(built, judged, pinned_choice(recipe, target))
+        return _only(job, target, asked[0])
     found, refused = build_candidates(job, target, asked)
     timed = found
     if len(found) > 1:
@@ -102,9 +100,31 @@ def select(job: Job, target: Target) -> Selection:
     kept, judged, rejected = _first_faithful(job, target, sorted(wanted, key=_rank(wanted)))
     notes = [*refused, *(_notes(kept, timed, rejected) if len(timed) > 1 else ())]
     kept, judged, others = in_fastest_way(job, target, kept, judged)
-    notes += others
-    for note in notes:
-        job.work.progress.note(f"{target.NAME}: {note}")
+    moved = replace(kept, compressed=_moved(job, target, kept))
+    return _selection(job, target, moved, judged, [*notes, *others])
+
+
+def _only(job: Job, target: Target, variant: Variant) -> Selection:
+    """Return the only variant asked for; with INT4 weights, in the type that is fastest."""
+    recipe, pinned = job.work.recipe, pinned_choice(job.work.recipe, target)
+    plan = plan_of(job, target, variant, target.NAME)
+    built, judged = build_faithful(job, target, plan, _gate(recipe, target))
+    if (
+        recipe.precision not in INT4_PRECISIONS
+        or pinned is not None
+        or not _can_time(recipe, target)
+    ):
+        return Selection(built, judged, pinned)
+    kept, judged, notes = in_fastest_way(job, target, Candidate(variant, plan, built), judged)
+    return _selection(job, target, kept, judged, notes) if notes else Selection(built, judged)
+
+
+def _selection(
+    job: Job, target: Target, kept: Candidate, judged: Judged, notes: Sequence[str]
+) -> Selection:
+    """Return what is kept, to be pinned, and tell the user why."""
+    told = tuple(f"{target.NAME}: {note}" for note in notes)
+    note_all(job.work, told)
     choice = EngineChoice.model_validate(
         {
             "precision": kept.variant.precision,
@@ -112,8 +132,7 @@ def select(job: Job, target: Target) -> Selection:
             "attention": kept.variant.attention,
         }
     )
-    compressed = _moved(job, target, kept)
-    return Selection(compressed, judged, choice, tuple(f"{target.NAME}: {note}" for note in notes))
+    return Selection(kept.compressed, judged, choice, told)
 
 
 def variants_asked(recipe: Recipe, target: Target) -> tuple[Variant, ...]:
@@ -134,6 +153,10 @@ def _is_timed(recipe: Recipe, target: Target) -> bool:
     """Return whether ways of running the model are to be timed here, and can be."""
     if recipe.precision not in ("auto", "int8") or pinned_choice(recipe, target) is not None:
         return False
+    return _can_time(recipe, target)
+
+
+def _can_time(recipe: Recipe, target: Target) -> bool:
     return target.untimed_reason() is None and recipe.measure.budget_seconds > 0
 
 

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.activations import record_activations
+from vitdeploy.activations import ActivationRecord, record_activations
 from vitdeploy.allocator import return_freed_memory
 from vitdeploy.bundle import Artifact, BundleWriter
 from vitdeploy.compress.folding import Memory
@@ -140,12 +140,19 @@ def build_target(job: Job, name: str, target: Target, plan: Plan) -> list[Compre
             artifact = with_settings(target.build(request), settings)
             return_freed_memory()
             if int4 is not None:
-                feeds = filled_feeds(job, item, probed)
-                activations = record_activations(target, artifact, model, feeds)
+                activations = record_int4(job, target, item, artifact, model)
                 if int4.int4_weights_percent < LEAST_INT4_PERCENT:
                     artifact = replace(artifact, precision="mixed")
         results.append(Compressed(artifact, quantized, int4=int4, activations=activations))
     return results
+
+
+def record_int4(
+    job: Job, target: Target, item: ExportedPart, artifact: Artifact, model: ir.Model
+) -> ActivationRecord:
+    """Return what an artefact with INT4 weights, built from `model`, really computes on."""
+    probed = job.images.calibration or job.images.evaluation
+    return record_activations(target, artifact, model, filled_feeds(job, item, probed))
 
 
 def keeps_float(part: ExportPart) -> bool:

@@ -1,7 +1,7 @@
 """What is kept on a target in other ways of running it, of the same precision, which may be faster.
 
-First how attention is computed, then which cores compute it: each is timed beside what is kept, and
-taken where it is faster by more than timing errs.
+First how attention is computed (with INT4 weights, in which type), then on which cores: each way is
+timed beside what is kept, and taken where it is faster by more than timing errs.
 """
 
 from dataclasses import replace
@@ -18,23 +18,23 @@ from vitdeploy.candidates import (
 from vitdeploy.errors import CompressionError, DataError, ExportError
 from vitdeploy.gates import unfaithful_reason
 from vitdeploy.job import Job, Judged
-from vitdeploy.stages import build_target
-from vitdeploy.targets import AttentionWay, Target
+from vitdeploy.stages import build_target, record_int4
+from vitdeploy.targets import Target, Way
 
 
 def in_fastest_way(
     job: Job, target: Target, kept: Candidate, judged: Judged
 ) -> tuple[Candidate, Judged, list[str]]:
     """Return the candidate as it runs fastest, how close that is, and a line on each choice."""
-    kept, judged, notes = _with_attention(job, target, kept, judged)
+    kept, judged, notes = _computed(job, target, kept, judged)
     kept, note = _scheduled(job, target, kept)
     return kept, judged, [*notes, *([note] if note else [])]
 
 
-def _with_attention(
+def _computed(
     job: Job, target: Target, kept: Candidate, judged: Judged
 ) -> tuple[Candidate, Judged, list[str]]:
-    ways = () if job.reference.is_slow else target.attention_ways()
+    ways = () if job.reference.is_slow else target.ways(kept.variant.precision)
     built = [(way, _in_way(job, target, kept, (number, way))) for number, way in enumerate(ways)]
     found = [(way, candidate) for way, candidate in built if candidate is not None]
     if not found:
@@ -55,9 +55,23 @@ def _with_attention(
             else:
                 reason = _worse_reason(job, target, judged, own)
         if reason is None:
-            return candidate, own, [*notes, f"{speed}, and kept."]
+            return _recorded(job, target, candidate), own, [*notes, f"{speed}, and kept."]
         notes.append(f"{speed}, but: {reason}." if reason else f"{speed}.")
     return kept, judged, notes
+
+
+def _recorded(job: Job, target: Target, kept: Candidate) -> Candidate:
+    """Return the candidate with what its INT4 products compute on measured again."""
+    compressed = []
+    for item, exported in zip(kept.compressed, job.exported, strict=True):
+        if item.int4 is None:
+            compressed.append(item)
+            continue
+        # it may be called `mixed`, which does not tell W4A8 from W4A16
+        artifact = replace(item.artifact, precision=kept.variant.precision)
+        found = record_int4(job, target, exported, artifact, item.int4.model)
+        compressed.append(replace(item, activations=found))
+    return replace(kept, compressed=compressed)
 
 
 def _worse_reason(job: Job, target: Target, judged: Judged, own: Judged) -> str | None:
@@ -68,7 +82,7 @@ def _worse_reason(job: Job, target: Target, judged: Judged, own: Judged) -> str 
 
 
 def _in_way(
-    job: Job, target: Target, kept: Candidate, numbered: tuple[int, AttentionWay]
+    job: Job, target: Target, kept: Candidate, numbered: tuple[int, Way]
 ) -> Candidate | None:
     """Return the candidate in another way; None where its graph cannot be written so."""
     number, way = numbered

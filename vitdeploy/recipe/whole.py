@@ -33,7 +33,7 @@ from vitdeploy.recipe.sections import (
 class EngineChoice(Section):
     """What was fastest on one target; a resolved recipe pins it, and nothing is timed again."""
 
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "w4a16", "w4a8"]
     settings: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Session settings of the engine."
     )

@@ -42,12 +42,13 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class AttentionWay:
-    """Another way for an engine to compute attention, of the same precision."""
+class Way:
+    """Another way for an engine to run a model in the same precision."""
 
     what: str
     """For people."""
     form: AttentionForm = "as-exported"
+    """Of attention."""
     settings: Settings = field(default_factory=dict)
 
 
@@ -111,15 +112,15 @@ class Target(Protocol):
         """
         ...
 
-    def attention_ways(self) -> tuple[AttentionWay, ...]:
-        """Return ways of computing attention beside the usual one, which may be faster here."""
+    def ways(self, precision: str) -> tuple[Way, ...]:
+        """Return ways of running `precision` beside the usual one, which may be faster here."""
         ...
 
     def untimed_reason(self) -> str | None:
         """Return why no latency can be measured on this machine; None where it can."""
         ...
 
-    def activation_type(self, precision: str) -> str:
+    def activation_type(self, artifact: Artifact) -> str:
         """Return the type that products with INT4 weights compute on: `float32`, `int8`, ..."""
         ...
 

@@ -15,14 +15,15 @@ from vitdeploy.cpu import cpu_has
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes, with_own_weights
+from vitdeploy.recipe import INT4_PRECISIONS
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
-    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
     Variant,
+    Way,
     artifact_from_files,
 )
 
@@ -69,9 +70,9 @@ def check_precision(precision: str) -> None:
         )
 
 
-def activation_type(precision: str) -> str:
+def activation_type(artifact: Artifact) -> str:
     """Return what a product with INT4 weights computes on: x86 has no FP16 products."""
-    return "int8" if precision == "w4a8" else "float32"
+    return "int8" if artifact.precision == "w4a8" else "float32"
 
 
 def float_settings(artifact: Artifact) -> Settings:
@@ -91,11 +92,13 @@ def scheduling() -> tuple[Settings, ...]:
     return ()
 
 
-def attention_ways() -> tuple[AttentionWay, ...]:
-    """Return q, k and v from layers of their own, and ONNX Runtime's own operator."""
+def ways(precision: str) -> tuple[Way, ...]:
+    """Return q, k and v from layers of their own, and attention as ONNX Runtime's operator."""
+    if precision in INT4_PRECISIONS:
+        return ()
     return (
-        AttentionWay("q, k and v from layers of their own", form="split"),
-        AttentionWay("attention as one operator", form="fused"),
+        Way("q, k and v from layers of their own", form="split"),
+        Way("attention as one operator", form="fused"),
     )
 
 
@@ -136,8 +139,8 @@ def layer_times(artifact: Artifact, feeds: Feeds) -> tuple[LayerTime, ...]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True
-    for key, value in artifact.settings.items():
-        options.add_session_config_entry(key, str(value))
+    for option, value in artifact.settings.items():
+        options.add_session_config_entry(option, str(value))
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(

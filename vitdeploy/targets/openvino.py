@@ -17,14 +17,15 @@ from vitdeploy.graph.blocks import block_sizes, half_scales_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import save_model
 from vitdeploy.openvino_core import openvino_core
+from vitdeploy.recipe import INT4_PRECISIONS
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
     PROFILED_RUNS,
-    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
     Variant,
+    Way,
     artifact_from_files,
 )
 
@@ -90,11 +91,12 @@ def float_hint(precision: str) -> str:
     return "f32"
 
 
-def activation_type(precision: str) -> str:
+def activation_type(artifact: Artifact) -> str:
     """Return what a product with INT4 weights computes on."""
-    if precision == "w4a8":
+    if artifact.precision == "w4a8":
         return "int8"
-    return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[float_hint(precision)]
+    hint = str(artifact.settings[HINT])
+    return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[hint]
 
 
 def float_settings(artifact: Artifact) -> Settings:
@@ -126,11 +128,17 @@ def scheduling() -> tuple[Settings, ...]:
     return tuple(kinds)
 
 
-def attention_ways() -> tuple[AttentionWay, ...]:
-    """Return q, k and v from layers of their own, and no attention in one fused subgraph."""
+def ways(precision: str) -> tuple[Way, ...]:
+    """Return q, k and v from layers of their own, and no attention in one fused subgraph.
+
+    With INT4 weights f32, where bf16 is the usual: without AMX it may be the faster of the two.
+    """
+    if precision in INT4_PRECISIONS:
+        is_short = float_hint(precision) != "f32"
+        return (Way("f32 where it is not INT8", settings={HINT: "f32"}),) if is_short else ()
     return (
-        AttentionWay("q, k and v from layers of their own", form="split"),
-        AttentionWay("no fused subgraphs", settings={"SNIPPETS_MODE": "DISABLE"}),
+        Way("q, k and v from layers of their own", form="split"),
+        Way("no fused subgraphs", settings={"SNIPPETS_MODE": "DISABLE"}),
     )
 
 
@@ -248,7 +256,7 @@ class OpenVinoRunner:
             int(self._compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else 1
         )
         self._names = [port.get_any_name() for port in self._compiled.outputs]
-        self._input_names = {port.get_any_name() for port in self._compiled.inputs}
+        self._shapes = {p.get_any_name(): p.get_partial_shape() for p in self._compiled.inputs}
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Return all outputs by name.
@@ -256,8 +264,12 @@ class OpenVinoRunner:
         Raises:
             DataError: the feeds do not fit the model's inputs.
         """
-        wanted = {name: value for name, value in feeds.items() if name in self._input_names}
+        wanted = {name: value for name, value in feeds.items() if name in self._shapes}
         try:
+            for name, value in wanted.items():
+                # the plugin itself reads past the end of some, on one core for instance
+                if not self._shapes[name].compatible(ov.PartialShape(np.shape(value))):
+                    raise ValueError(f"'{name}' takes {self._shapes[name]}")
             results = self._request.infer(wanted)
         except Exception as error:
             shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}

@@ -12,11 +12,11 @@ from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.lint.versions import version_from_text
 from vitdeploy.runner import Feeds, Runner
 from vitdeploy.targets import (
-    AttentionWay,
     BuildRequest,
     LayerTime,
     Settings,
     Variant,
+    Way,
     artifact_from_files,
     tensorrt_graphs,
 )
@@ -45,7 +45,7 @@ def variants() -> tuple[Variant, ...]:
     return tuple(Variant(name) for name in PRECISIONS)
 
 
-def activation_type(_precision: str) -> str:
+def activation_type(_artifact: Artifact) -> str:
     """Return float16: INT4 weights are dequantised inside the FP16 product."""
     return "float16"
 
@@ -60,7 +60,7 @@ def scheduling() -> tuple[Settings, ...]:
     return ()
 
 
-def attention_ways() -> tuple[AttentionWay, ...]:
+def ways(_precision: str) -> tuple[Way, ...]:
     """Return none: the builder chooses, and the graph is in the form that it fuses."""
     return ()
 
