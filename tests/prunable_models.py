@@ -29,6 +29,7 @@ FASTVIT = {
     "mlp_ratios": (2, 2, 2, 2),
     "token_mixers": ("repmixer", "repmixer", "repmixer", "attention"),
 }
+MAXVIT = {"img_size": 64, "stem_width": 8, "embed_dim": (64, 64), "depths": (2, 2)}
 HIERA = {"img_size": (64, 64), "embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1}
 SAM = {**VIT, "window_size": 2, "global_attn_indexes": (1,)}
 
@@ -58,6 +59,8 @@ CASES = {
     "beit": Case("beit_base_patch16_224"),
     "swin": Case("swin_tiny_patch4_window7_224", SWIN),
     "swinv2": Case("swinv2_tiny_window8_256", SWIN),
+    "swinv2-cr": Case("swinv2_cr_tiny_224", SWIN),
+    "maxvit": Case("maxvit_tiny_tf_224", MAXVIT, size=64),
     "sam": Case("samvit_base_patch16", SAM),
     "fastvit": Case("fastvit_sa12", FASTVIT, size=64),
     "hiera": Case("hiera_tiny_224", HIERA, size=64),

@@ -14,6 +14,7 @@ from vitdeploy.models.surgery import (
     remove_blocks_,
     unprunable_heads,
 )
+from vitdeploy.models.trace import find_attention_sites
 
 
 @pytest.mark.parametrize("kept", [(), (1, 0), (0, 0), (4,), (-1,)])
@@ -80,3 +81,13 @@ def test_shared_keys_and_gated_outputs_are_told_apart():
     assert unprunable_heads(module, site) is None
     module.blocks[0].attn = AttentionRope(32, 4, gated=True)
     assert "gate" in str(unprunable_heads(module, site))
+
+
+def test_values_wider_than_keys_are_not_taken_for_thirds():
+    """EfficientFormer's layer gives each head 32 channels of q, 32 of k and 128 of v."""
+    from timm.models.efficientformer import Attention
+
+    module = nn.Sequential(Attention(dim=64, num_heads=2))
+    site = next(iter(find_attention_sites(module)))
+    assert site.head_dim * site.num_heads * 3 == module.get_submodule(site.qkv[0]).out_features
+    assert "wider than its keys" in str(unprunable_heads(module, site))

@@ -1,9 +1,9 @@
 """Forward passes for attention layers of timm that take it for granted that heads fill the width.
 
-Four of timm's layers end in `reshape(B, N, C)` with the width C of their input, which fails once
-heads are gone. Each function here is that layer's own forward with heads * head_dim in that one
-place, and is bound to the instance; layers that are not named here need nothing (timm's common
-`Attention` has its own `attn_dim`, from 1.0.23 on). Seen in timm 1.0.31.
+Five of timm's layers reshape to the width C of their input, which fails once heads are gone. Each
+function here is that layer's own forward with heads * head_dim in that one place, and is bound to
+the instance; layers that are not named here need nothing (timm's common `Attention` has its own
+`attn_dim`, from 1.0.23 on). Seen in timm 1.0.31.
 """
 
 import math
@@ -62,6 +62,22 @@ def _swinv2(self: Any, x: torch.Tensor, mask: torch.Tensor | None = None) -> tor
         scores = scores.view(-1, windows, self.num_heads, tokens, tokens)
         scores = (scores + mask.unsqueeze(1).unsqueeze(0)).view(-1, self.num_heads, tokens, tokens)
     return _merged(self, self.attn_drop(self.softmax(scores)) @ v)
+
+
+def _swinv2_cr(self: Any, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Windows (B * windows, N, C) -> the same; `mask` (windows, N, N)."""
+    rows, tokens, _ = x.shape
+    packed = self.qkv(x).view(rows, tokens, 3, self.num_heads, -1)
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    scores = normalize(q, dim=-1) @ normalize(k, dim=-1).transpose(-2, -1)
+    scale = self.logit_scale.reshape(1, self.num_heads, 1, 1)
+    scores = scores * torch.clamp(scale, max=_MAX_LOGIT_SCALE).exp()
+    scores = scores + self._relative_positional_encodings()
+    if mask is not None:
+        windows = mask.shape[0]
+        scores = scores.view(-1, windows, self.num_heads, tokens, tokens)
+        scores = (scores + mask.unsqueeze(1).unsqueeze(0)).view(-1, self.num_heads, tokens, tokens)
+    return _merged(self, self.attn_drop(scores.softmax(dim=-1)) @ v)
 
 
 def _fastvit(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -127,6 +143,7 @@ def _eva(
 _FORWARDS: Mapping[tuple[str, str], Callable[..., torch.Tensor]] = types.MappingProxyType(
     {
         ("timm.models.swin_transformer_v2", "WindowAttention"): _swinv2,
+        ("timm.models.swin_transformer_v2_cr", "WindowMultiHeadAttention"): _swinv2_cr,
         ("timm.models.fastvit", "Attention"): _fastvit,
         ("timm.models.beit", "Attention"): _beit,
         ("timm.models.eva", "EvaAttention"): _eva,

@@ -25,7 +25,7 @@ _HEAD_COUNTS = (
 _WIDTHS = ("attn_dim", "kv_dim", "all_head_size", "dim_out", "hidden_size_output")
 _BIASES = ("q_bias", "k_bias", "v_bias")
 # Axis that has an entry per head.
-_PER_HEAD_AXIS = {"relative_position_bias_table": 1, "logit_scale": 0, "weight": 0}
+_PER_HEAD_AXIS = {"relative_position_bias_table": 1, "logit_scale": 0, "weight": 0, "bias": 0}
 
 
 def unprunable_heads(module: nn.Module, site: AttentionSite) -> str | None:
@@ -40,6 +40,10 @@ def unprunable_heads(module: nn.Module, site: AttentionSite) -> str | None:
     packed = 3 if len(site.qkv) == 1 else 1
     if any(rows_of(module.get_submodule(path)) != packed * width for path in site.qkv):
         return "several heads share one key"
+    if module.get_submodule(site.proj).in_features != width:
+        return "its values are wider than its keys"
+    if getattr(layer, "head_first", False):
+        return "its layer gives q, k and v head by head"
     return None
 
 
@@ -65,8 +69,10 @@ def keep_heads_(module: nn.Module, site: AttentionSite, kept: Sequence[int]) -> 
         owner = module.get_submodule(parent)
         tensor = module.get_parameter(path).detach()
         index = torch.tensor(list(kept), device=tensor.device)
-        _replace_(owner, name, tensor.index_select(_PER_HEAD_AXIS[name], index))
+        is_map = tensor.ndim == 3  # MaxViT's table: (heads, 2 rows - 1, 2 columns - 1)
+        _replace_(owner, name, tensor.index_select(0 if is_map else _PER_HEAD_AXIS[name], index))
         _set_where_there_(owner, ("out_features",), len(kept))
+    _set_bias_shape_(getattr(layer, "rel_pos", None), len(kept))
     _keep_columns_(module.get_submodule(site.proj), rows)
     _set_where_there_(layer, _HEAD_COUNTS, len(kept))
     _set_where_there_(layer, _WIDTHS, len(kept) * dim)
@@ -154,6 +160,15 @@ def _replace_(layer: nn.Module, name: str, value: torch.Tensor) -> None:
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(layer, name, value)
+
+
+def _set_bias_shape_(rel_pos: Any, heads: int) -> None:
+    """Tell one of timm's relative position modules, where there is one, how many heads it has."""
+    if hasattr(rel_pos, "bias_shape"):
+        shape = list(rel_pos.bias_shape)
+        shape[0 if hasattr(rel_pos, "height_lookup") else -1] = heads  # MaxViT's: heads first
+        rel_pos.bias_shape = tuple(shape)
+        _set_where_there_(rel_pos, _HEAD_COUNTS, heads)
 
 
 def _set_where_there_(layer: nn.Module, names: Iterable[str], value: int) -> None:

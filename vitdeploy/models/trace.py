@@ -23,6 +23,10 @@ _PER_HEAD = (
     "logit_scale",
     "cpb_mlp.2.weight",
     "continuous_position_bias_mlp.2.weight",
+    "meta_mlp.fc2.weight",
+    "meta_mlp.fc2.bias",
+    "rel_pos.mlp.fc2.weight",
+    "rel_pos.mlp.fc2.bias",
 )
 
 
