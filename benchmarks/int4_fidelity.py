@@ -28,7 +28,7 @@ from vitdeploy.graph.gemm import matmul_from_gemm_
 from vitdeploy.graph.pointwise import matmul_from_pointwise_conv_
 from vitdeploy.graph.save import weights_bytes
 from vitdeploy.openvino_core import openvino_core
-from vitdeploy.recipe import INT4_OPSET, Int4Section
+from vitdeploy.recipe import INT4_OPSET, Int4Section, Int8Section
 from vitdeploy.targets import BuildRequest, load_target
 from vitdeploy.targets.onnx import runner_from_model
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append each row to this file")
     options = parser.parse_args()
     print(f"{'model':16}{'method':24}{'top-1':>8}{'drop':>7}{'agree':>8}{'SQNR':>7}{'size':>8}")
-    for subject in fidelity.subjects(options):
+    for subject in fidelity.subjects(options, Int8Section()):
         blocked = replace(subject, model=_in_opset(subject.model))
         for row in rows_of(blocked, options.methods):
             print(

@@ -88,7 +88,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append each row to this file")
     options = parser.parse_args()
     print(f"{'model':16}{'variant':18}{'method':22}{'top-1':>8}{'drop':>7}{'agree':>8}{'SQNR':>7}")
-    for subject in subjects(options):
+    section = Int8Section(search_seconds=options.search_seconds)
+    for subject in subjects(options, section):
         variants = variants_of(subject.model, options.seeds)
         for variant, make in variants.items():
             if options.variants != "all" and variant not in options.variants.split(","):
@@ -107,7 +108,7 @@ def main() -> None:
                         file.write(json.dumps(row.__dict__) + "\n")
 
 
-def subjects(options: argparse.Namespace) -> Iterator[Subject]:
+def subjects(options: argparse.Namespace, section: Int8Section) -> Iterator[Subject]:
     """Yield the models asked for, each with its images in memory."""
     names = ["vit-digits"]
     if options.models and options.cifar10:
@@ -128,7 +129,6 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
         chosen = sets[1].sample(min(options.images, len(sets[1])), 0)
         pixels = _pixels(chosen, preprocess)
         model = onnx_from_part(loaded.parts[0], calibration[:3], "dynamic", 20)
-        section = Int8Section(search_seconds=options.search_seconds)
         yield Subject(name, model, calibration, pixels, np.asarray(chosen.labels), section)
 
 
