@@ -8,6 +8,7 @@ from tests.compress.int4_graph import batches, small_vit
 from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.int4 import bits
 from vitdeploy.compress.int4.bits import Goal, Stored, choose_bits, corrected_bias
+from vitdeploy.compress.placement import halved
 from vitdeploy.graph.linear import linear_at, set_bias_
 from vitdeploy.graph.sites import WeightSite, array_of, find_weight_sites
 from vitdeploy.runner import Feeds
@@ -83,9 +84,24 @@ def test_an_accuracy_takes_the_fewest():
 
 def test_without_time_the_weights_own_errors_stand_in():
     found = choose_bits(small_vit(), noisy(), Goal(), batches(8), Budget(0.0))
-    assert "exceeds the budget" in (found.reason or "")
+    assert "exceed the budget" in (found.reason or "")
     # their squares are 0.3 of the weights' and 0.01
     assert found.noise[LOUD] == pytest.approx(0.09, rel=0.1)
+
+
+def test_groups_are_measured_on_one_image_where_time_is_short(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def few(names, sizes, measure, passes):
+        seen.append(passes)
+        return halved(names, sizes, measure, 7)
+
+    monkeypatch.setattr(bits, "_read", lambda *given: [])
+    monkeypatch.setattr(bits, "halved", few)
+    found = choose_bits(small_vit(), noisy(), Goal(), batches(8), Budget(AMPLE))
+    assert found.reason is None
+    assert seen == [2 * len(noisy())]
+    assert max(found.noise, key=found.noise.__getitem__) == LOUD
 
 
 def test_too_many_weights_are_not_switched(monkeypatch: pytest.MonkeyPatch):

@@ -2,11 +2,13 @@
 
 A few small layers (stems, downsampling convolutions, heads) often carry most of the INT8 noise
 and almost none of the work. One graph with a switch per product measures them all: products
-are switched to INT8 one at a time and the model's output is compared with FP32.
+are switched to INT8 one at a time and the model's output is compared with FP32. Where that takes
+too long, groups of them are, and the loudest group is halved until time is up.
 """
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,8 @@ NOISE_PER_WORK = 4.0
 _LEAST_NOISE_SHARE = 0.01
 _GATES = "vitdeploy_gates"
 _MAX_IMAGES = 16
+LEAST_PASSES = 4
+"""Groups to be measured at least; fewer say next to nothing."""
 PASS_COST = 2.5
 """What an image takes with all switches, in passes of the FP32 graph."""
 SETS = 3
@@ -36,7 +40,8 @@ class Placement:
     """What was measured and what follows."""
 
     noise: dict[str, float]
-    """By site: squared output error over squared output, that site alone in INT8."""
+    """By site: squared output error over squared output, that site alone in INT8; or its share of
+    a group's, where time was short."""
     kept_float: tuple[str, ...]
     """Sites whose noise is out of proportion, worst first."""
     reason: str | None = None
@@ -71,52 +76,133 @@ def measure_placement(
         quantization: ranges and weights of the sites in question.
         macs: by every site with weights.
         batches: a pass over the calibration images; at most 16 images are read.
-        budget: nothing is measured if one image for every site takes longer.
+        budget: sites are measured in groups if one image for every site takes longer.
         proposed: another set that leaves 80 % of the MACs in INT8, to be measured too.
     """
     from vitdeploy.targets.onnx import runner_from_model
 
     names = list(quantization.weights)
-    reason = f"one pass over {len(names)} sites exceeds {budget.left:.3g} s"
-    seconds = (len(names) + SETS) * PASS_COST * budget.image_seconds + 2 * budget.build_seconds
+    least = LEAST_PASSES + SETS
+    reason = f"{least} passes of one image exceed {budget.left:.3g} s"
+    seconds = least * PASS_COST * budget.image_seconds + 2 * budget.build_seconds
     if seconds > budget.left or not budget.left:
         return Placement({}, (), reason)
     switched = _with_switches(model, names, quantization)
     # Optimised away otherwise: the Q/DQ pairs and the switches are meant to be computed.
     with runner_from_model(switched, settings={"session.disable_quant_qdq": "1"}) as runner:
-        noise = dict.fromkeys(names, 0.0)
-        read: list[tuple[Feeds, Outputs]] = []
-        images = 0
-        for batch in batches():
-            feeds = batch
-            if images >= _MAX_IMAGES:
-                break
-            before = time.perf_counter()
-            reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
-            seconds = time.perf_counter() - before
-            # The sets are measured at last, on all that was read.
-            share = (budget.left - SETS * seconds * len(read)) / (seconds * (len(names) + SETS))
-            if share < 1:
-                feeds = {} if read else _smaller(model, feeds, share)
-                if not feeds:
-                    break
-                reference = runner({**feeds, _GATES: np.zeros(len(names), bool)})
-            for name in names:
-                noise[name] += _noise(runner, feeds, reference, [n == name for n in names])
-            read.append((feeds, reference))
-            images += len(next(iter(feeds.values())))
-        if not read:
+        measured = _Measured(runner, names)
+        whole = (len(names) + SETS) * PASS_COST * budget.image_seconds
+        noise = _one_by_one(measured, model, batches, budget) if whole <= budget.left else {}
+        if not noise:
+            noise = _by_halves(measured, model, batches, macs, budget)
+        if not noise:
             return Placement({}, (), reason)
-        noise = {name: value / len(read) for name, value in noise.items()}
 
         def left_by(kept: tuple[str, ...]) -> float:
-            gates = [name not in kept for name in names]
-            return sum(_noise(runner, feeds, reference, gates) for feeds, reference in read)
+            return measured.noise_of([name for name in names if name not in kept])
 
         return Placement(noise, min((*float_sets(noise, macs), proposed), key=left_by))
 
 
-def _smaller(model: ir.Model, feeds: Feeds, share: float) -> Feeds:
+class _Measured:
+    """A graph with a switch per site, and the images it was seen on."""
+
+    def __init__(self, runner: Runner, names: Sequence[str]) -> None:
+        self.runner, self.names = runner, names
+        self.read: list[tuple[Feeds, Outputs]] = []
+
+    def reference(self, feeds: Feeds) -> tuple[Outputs, float]:
+        """Return the outputs with every site in float, and the seconds that took."""
+        before = time.perf_counter()
+        outputs = self.runner({**feeds, _GATES: np.zeros(len(self.names), bool)})
+        return outputs, time.perf_counter() - before
+
+    def noise_of(self, switched: Collection[str]) -> float:
+        """Return the noise with the given sites in INT8, over all images that were read."""
+        gates = [name in switched for name in self.names]
+        return sum(_noise(self.runner, feeds, seen, gates) for feeds, seen in self.read)
+
+
+def _one_by_one(
+    measured: _Measured, model: ir.Model, batches: Batches, budget: Budget
+) -> dict[str, float]:
+    """Return each site's noise, on as many images as the budget has time for; none for none."""
+    names = measured.names
+    noise = dict.fromkeys(names, 0.0)
+    images = 0
+    for batch in batches():
+        feeds = batch
+        if images >= _MAX_IMAGES:
+            break
+        reference, seconds = measured.reference(feeds)
+        # The sets are measured at last, on all that was read.
+        rest = budget.left - SETS * seconds * len(measured.read)
+        share = rest / (seconds * (len(names) + SETS))
+        if share < 1:
+            feeds = {} if measured.read else first_images(model, feeds, share)
+            if not feeds:
+                break
+            reference, _ = measured.reference(feeds)
+        for name in names:
+            noise[name] += _noise(measured.runner, feeds, reference, [n == name for n in names])
+        measured.read.append((feeds, reference))
+        images += len(next(iter(feeds.values())))
+    return {name: value / len(measured.read) for name, value in noise.items() if measured.read}
+
+
+def _by_halves(
+    measured: _Measured,
+    model: ir.Model,
+    batches: Batches,
+    macs: Mapping[str, float],
+    budget: Budget,
+) -> dict[str, float]:
+    """Return each site's noise as far as the budget's passes of one image tell; none for none."""
+    batch = next(iter(batches()), None)
+    if batch is None:
+        return {}
+    feeds = first_images(model, batch, 1 / len(next(iter(batch.values())))) or batch
+    reference, seconds = measured.reference(feeds)
+    passes = int(budget.left / seconds) - SETS
+    if passes < LEAST_PASSES:
+        return {}
+    measured.read.append((feeds, reference))
+    return halved(measured.names, macs, measured.noise_of, passes)
+
+
+def halved(
+    names: Sequence[str],
+    macs: Mapping[str, float],
+    noise_of: Callable[[Collection[str]], float],
+    passes: int,
+) -> dict[str, float]:
+    """Return each site's noise, found by halving the loudest group of sites again and again.
+
+    The sites of a group that was not divided share its noise by their work, so that none of them
+    is out of proportion beside the others.
+
+    Args:
+        names: sites in the order of the graph.
+        macs: by site.
+        noise_of: measures some sites in INT8, the others in float.
+        passes: how often that may be called.
+    """
+    groups: dict[tuple[str, ...], float] = {tuple(names): math.inf}
+    for _ in range(passes // 2):
+        loudest = max(groups, key=lambda group: groups[group] if len(group) > 1 else -1.0)
+        if len(loudest) == 1:
+            break
+        del groups[loudest]
+        middle = len(loudest) // 2
+        groups |= {half: noise_of(half) for half in (loudest[:middle], loudest[middle:])}
+    noise: dict[str, float] = {}
+    for group, value in groups.items():
+        work = sum(macs[name] for name in group)
+        noise |= {name: value * macs[name] / work for name in group}
+    return {name: noise[name] for name in names}
+
+
+def first_images(model: ir.Model, feeds: Feeds, share: float) -> Feeds:
     """Return the first images of a batch, `share` of them; nothing where not one fits.
 
     A graph of fixed batch takes no other.

@@ -5,7 +5,7 @@ is kept follows from a goal: nothing out of proportion, a size, or an SQNR.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,12 @@ import onnx_ir as ir
 
 from vitdeploy.compress.budget import Budget
 from vitdeploy.compress.calibrate import Batches
-from vitdeploy.compress.placement import relative_noise
+from vitdeploy.compress.placement import (
+    LEAST_PASSES,
+    first_images,
+    halved,
+    relative_noise,
+)
 from vitdeploy.graph.linear import bias_of, linear_at
 from vitdeploy.graph.sites import WeightSite, add_initializer, array_of, find_weight_sites
 from vitdeploy.runner import Feeds, Outputs, Runner
@@ -78,8 +83,8 @@ def choose_bits(
         stored: by site name, all that could be INT4.
         goal: of the choice; none keeps what is out of proportion.
         batches: a pass over the calibration images; at most 16 images are read.
-        budget: nothing is measured where one image for every product exceeds it; errors of the
-            weights themselves stand in for the noise then.
+        budget: products are measured in groups where one image for every product exceeds it; where
+            that does too, errors of the weights themselves stand in for the noise.
     """
     sizes = {name: float(item.weight.size) for name, item in stored.items()}
     if 4 * sum(sizes.values()) > MOST_BYTES:
@@ -91,17 +96,23 @@ def choose_bits(
     with runner_from_model(_with_switches(model, stored)) as runner:
         names = list(stored)
         read = _read(runner, len(names), batches, budget)
+        passes = 0
+        if not read:
+            read, passes = _one_image(runner, model, len(names), batches, budget)
         if not read:
             noise = _weight_noise(model, stored)
-            reason = f"one pass over {len(names)} products exceeds the budget"
+            reason = f"{LEAST_PASSES} passes of one image exceed the budget"
             return Bits(noise, _kept(noise, stored, goal), reason)
 
-        def measure(switched: set[str]) -> float:
+        def measure(switched: Collection[str]) -> float:
             gates = np.asarray([name in switched for name in names])
             found = (relative_noise(want, runner({**f, _GATES: gates})) for f, want in read)
             return sum(found) / len(read)
 
-        noise = {name: measure({name}) for name in names}
+        if passes:
+            noise = halved(names, sizes, measure, passes)
+        else:
+            noise = {name: measure({name}) for name in names}
         if goal.sqnr_db is None:
             return Bits(noise, _kept(noise, stored, goal))
         order = sorted(names, key=lambda name: -noise[name] / sizes[name])
@@ -144,7 +155,7 @@ def _out_of_proportion(
 
 
 def _fewest(
-    order: Sequence[str], sqnr_db: float, measure: Callable[[set[str]], float]
+    order: Sequence[str], sqnr_db: float, measure: Callable[[Collection[str]], float]
 ) -> tuple[str, ...]:
     """Return the shortest start of `order` without which the noise is as small as asked."""
     most = 10.0 ** (-sqnr_db / 10.0)
@@ -176,6 +187,24 @@ def _read(
         read.append((feeds, outputs))
         images += len(next(iter(feeds.values())))
     return read
+
+
+def _one_image(
+    runner: Runner, model: ir.Model, count: int, batches: Batches, budget: Budget
+) -> tuple[list[tuple[Feeds, Outputs]], int]:
+    """Return feeds and FP32 outputs of one image, and how many passes of it there is time for.
+
+    Nothing of both where that is too few to tell anything.
+    """
+    batch = next(iter(batches()), None)
+    if batch is None:
+        return [], 0
+    feeds = first_images(model, batch, 1 / len(next(iter(batch.values())))) or batch
+    start = time.perf_counter()
+    outputs = runner({**feeds, _GATES: np.zeros(count, bool)})
+    seconds = time.perf_counter() - start
+    passes = int(min(budget.left / seconds, 2 * count))
+    return ([(feeds, outputs)], passes) if passes >= LEAST_PASSES else ([], 0)
 
 
 def _weight_noise(model: ir.Model, stored: Mapping[str, Stored]) -> dict[str, float]:
