@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.families.folders import write_folder
 from benchmarks.families.measuring import Effort, measure
-from benchmarks.families.page import page_from_results, works
+from benchmarks.families.page import WORST_PARITY, page_from_results, works
 from benchmarks.families.rows import ROWS, Row
 from vitdeploy.models import resolve
 
@@ -63,6 +63,7 @@ def result_of(row: Row, **changes: object) -> dict[str, object]:
     size = {"pixels": 224, "parity": 2e-6, "tolerance": 1e-4, "nodes": 92, "bytes": 7_000_000}
     size |= {"graph_attention": 3, "torch_attention": 3, "unrecognised": []}
     int8 = {"cosine": 0.999, "sqnr_db": 27.0, "bytes": 2_000_000, "findings": []}
+    int8["search_seconds"] = 3.0
     int8 |= {"int8_macs_percent": 99.0, "noisiest": [["blocks.1.mlp.fc2", 0.004]]}
     unlinted = {**int8, "lint_errors": None, "lint_warnings": None}
     targets = [{**unlinted, "target": name} for name in ("onnx", "openvino", "int4")]
@@ -76,7 +77,7 @@ def result_of(row: Row, **changes: object) -> dict[str, object]:
 def test_the_page_tells_what_works_what_not_and_why():
     good, noisy, failing, *_ = ROWS
     bad = result_of(noisy)
-    bad["quantised"][0]["cosine"] = 0.98
+    bad["quantised"][0] |= {"cosine": 0.98, "search_seconds": 120.0}
     page = page_from_results(
         {
             good.key: result_of(good),
@@ -86,11 +87,21 @@ def test_the_page_tells_what_works_what_not_and_why():
     )
     assert f"1 rows work of {len(FIRST)} named (3 were run)" in page
     assert "Worst centred INT8 cosine: 0.9800" in page
+    assert "| 0.9800, 27 dB* | 0.9990, 27 dB |" in page
     assert "onnx 0.9800; noise over signal" in page
     assert "`blocks.1.mlp.fc2` 4.0e-03" in page
     assert "onnx: ExportError: no such thing" in page
     assert f"| {good.name} | `timm:{good.architecture}` | 224 | 2e-06 | 0.9990, 27 dB |" in page
     assert "not run" in page
+
+
+def test_the_page_of_the_documents_is_what_its_results_say():
+    results = {r["key"]: r for r in json.loads((ROOT / "docs/families.json").read_text())}
+    assert (ROOT / "docs/families.md").read_text() == page_from_results(results)
+    assert list(results) == [row.key for row in ROWS if row.key in results]
+    assert all(results[key]["sizes"] for key in results)
+    sizes = [size for key in FIRST if key in results for size in results[key]["sizes"]]
+    assert all(size["parity"] <= WORST_PARITY for size in sizes)
 
 
 @pytest.mark.parametrize(

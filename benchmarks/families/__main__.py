@@ -57,7 +57,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--stages", help="with commas: export, second size, int8, int4, prune")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, added to")
     parser.add_argument("--page", action="store_true", help="write the documents, run nothing")
-    parser.add_argument("--seconds", type=int, default=600, help="a row may take")
+    parser.add_argument("--seconds", type=int, default=1800, help="a row may take")
     parser.add_argument("--gigabytes", type=int, default=8, help="of memory a row may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
