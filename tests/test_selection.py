@@ -513,9 +513,10 @@ def test_int4_stays_in_the_usual_type_where_that_is_as_fast(place, tmp_path, mon
     assert artifact.settings["INFERENCE_PRECISION_HINT"] == openvino.float_hint("w4a8")
 
 
-@pytest.mark.parametrize(("precision", "count"), [("int8", 2), ("w4a16", 1)])
+@pytest.mark.parametrize(("precision", "count"), [("int8", 4), ("w4a16", 1)])
 def test_openvino_knows_other_ways_of_each_precision(precision, count, monkeypatch):
     monkeypatch.setattr(openvino, "cpu_has", lambda feature: True)
     assert len(openvino.ways(precision)) == count
     monkeypatch.setattr(openvino, "cpu_has", lambda feature: False)
     assert len(openvino.ways("w4a16")) == 0
+    assert not any(way.form == "padded-32" for way in openvino.ways("int8"))

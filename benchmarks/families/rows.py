@@ -190,7 +190,7 @@ _TRANSFORMERS = (
     ),
     _hf("DINOv3", "dinov3_vit", 224, 448, **_SMALL_HF, num_register_tokens=4),
     _hf("DINOv3 ConvNeXt", "dinov3_convnext", 224, 448, **_HF_CONVNEXT),
-    _hf("CLIP image tower", "clip_vision_model", 224, 336, **_SMALL_HF, projection_dim=64),
+    _hf("CLIP image tower", "clip_vision_model", 224, 384, **_SMALL_HF, projection_dim=64),
     _hf("SigLIP image tower", "siglip_vision_model", 224, 384, **_SMALL_HF),
     _hf(
         *("SigLIP 2 NaFlex image tower", "siglip2_vision_model", 256, 384),
@@ -226,7 +226,7 @@ _SECOND = (
     _second("TinyViT-5M", "tiny_vit_5m_224", 224, 384),
     _second("RepViT-M0.9", "repvit_m0_9", 224, 256),
     _second("LeViT-128S", "levit_128s", 224, 256),
-    _second("PVT v2-B0", "pvt_v2_b0", 224, 288),
+    _second("PVT v2-B0", "pvt_v2_b0", 224, 448),
     _second("MViT v2-T", "mvitv2_tiny", 224, 320),
     _second("CrossViT-Ti", "crossvit_tiny_240", 240, 480),
     _second("XCiT-nano-12/16", "xcit_nano_12_p16_224", 224, 384, depth=4),

@@ -211,7 +211,11 @@ def timm_model(architecture: str, **arguments) -> LoadedModel:
 
 def test_heads_that_are_counted_outside_their_layer_are_refused():
     loaded = timm_model("vit_relpos_small_patch16_224", **VIT)
-    with pytest.raises(CompressionError, match="something outside the layers themselves"):
+    assert find_sites(loaded).attention == ()
+    assert find_sites(loaded).notes == (
+        "3 attention layers keep all heads: something outside the layer's projections counts them",
+    )
+    with pytest.raises(CompressionError, match=r"no heads to remove .*3 attention layers keep all"):
         pruned(loaded, heads=0.4, criterion="magnitude")
     assert pruned(loaded, mlp=0.4, criterion="magnitude").kept.channels
 

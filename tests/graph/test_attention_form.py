@@ -87,6 +87,7 @@ def test_products_in_int8_around_the_fused_operator():
         ("hf_dinov2", "split", "apart as it is"),
         ("swin", "fused", "something is added"),
         ("sam", "split", "does not make"),
+        ("vit", "padded-8", "for nothing"),
     ],
 )
 def test_a_form_that_changes_nothing_is_refused(family, form, reason):

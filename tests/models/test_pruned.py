@@ -114,7 +114,7 @@ def test_features_of_a_classifier_are_saved_with_its_head(timm_folder, tmp_path)
     assert [output.name for output in again.parts[0].outputs] == ["logits"]
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "swinv2"])
+@pytest.mark.parametrize("kind", ["vit", "beit", "dinov2", "internvl", "swin", "swinv2"])
 def test_folders_of_transformers(transformers_folder, tmp_path, kind):
     import transformers
 
@@ -123,6 +123,12 @@ def test_folders_of_transformers(transformers_folder, tmp_path, kind):
     windows |= {"depths": [2, 2], "num_heads": [2, 4]}
     config = {
         "vit": lambda: transformers.ViTConfig(num_attention_heads=4, intermediate_size=64, **small),
+        "beit": lambda: transformers.BeitConfig(
+            num_attention_heads=4, use_relative_position_bias=True, **small
+        ),
+        "internvl": lambda: transformers.InternVLVisionConfig(
+            num_attention_heads=4, **{**small, "image_size": [32, 32], "patch_size": [8, 8]}
+        ),
         "dinov2": lambda: transformers.Dinov2Config(
             num_attention_heads=4, use_swiglu_ffn=True, **small
         ),
@@ -130,7 +136,9 @@ def test_folders_of_transformers(transformers_folder, tmp_path, kind):
         "swinv2": lambda: transformers.Swinv2Config(num_labels=3, **windows),
     }[kind]()
     processor = {"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": 32}
-    whole = transformers_folder(config, classifier=kind != "dinov2", processor=processor)
+    whole = transformers_folder(
+        config, classifier=kind not in ("dinov2", "internvl"), processor=processor
+    )
     loaded = load(LoadOptions(str(whole)))
     shake_(loaded.parts[0].module)
     result = pruned(loaded, heads=0.4, mlp=0.4, blocks=0.3)

@@ -6,7 +6,11 @@ from vitdeploy.errors import CompressionError
 from vitdeploy.graph.attention import find_attention
 from vitdeploy.graph.fused_attention import fuse_attention_
 from vitdeploy.graph.packed_qkv import split_qkv_
+from vitdeploy.graph.padded_tokens import pad_tokens_
 from vitdeploy.recipe import AttentionForm
+
+_MULTIPLES = {"padded-8": 8, "padded-32": 32}
+"""Of tokens: rows that vector kernels and AMX tiles take at a time."""
 
 
 def in_attention_form(model: ir.Model, original: ir.Model, form: AttentionForm) -> ir.Model:
@@ -23,6 +27,9 @@ def in_attention_form(model: ir.Model, original: ir.Model, form: AttentionForm) 
     if form == "as-exported":
         return model
     copy, sites = model.clone(), find_attention(original)
+    if form in _MULTIPLES:
+        pad_tokens_(copy, sites, _MULTIPLES[form])
+        return copy
     refused = split_qkv_(copy, sites)
     changed = [site for site in sites if site.packed]
     if form == "fused":

@@ -22,7 +22,7 @@ _HEAD_COUNTS = (
     "num_kv_heads",
     "num_key_value_heads",
 )
-_WIDTHS = ("attn_dim", "kv_dim", "all_head_size", "dim_out", "hidden_size_output")
+_WIDTHS = ("attn_dim", "kv_dim", "all_head_size", "dim_out", "hidden_size_output", "embed_dim")
 _BIASES = ("q_bias", "k_bias", "v_bias")
 # Axis that has an entry per head.
 _PER_HEAD_AXIS = {"relative_position_bias_table": 1, "logit_scale": 0, "weight": 0, "bias": 0}

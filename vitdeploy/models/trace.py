@@ -144,10 +144,26 @@ def find_attention_sites(module: nn.Module) -> Iterator[AttentionSite]:
             proj=output,
             num_heads=heads,
             head_dim=width // heads,
-            per_head=tuple(
-                f"{path}.{name}" for name, _ in layer.named_parameters() if name.endswith(_PER_HEAD)
-            ),
+            per_head=_per_head(module, path),
         )
+
+
+def _per_head(module: nn.Module, path: str) -> tuple[str, ...]:
+    """Return the parameters with an entry a head: of the layer, or of a bias module beside it.
+
+    Transformers' BEiT has its biases there.
+    """
+    parent = path.rpartition(".")[0]
+    beside = getattr(module.get_submodule(parent), "relative_position_bias", None)
+    found = [(path, module.get_submodule(path))]
+    if isinstance(beside, nn.Module):
+        found.append((f"{parent}.relative_position_bias", beside))
+    return tuple(
+        f"{at}.{name}"
+        for at, layer in found
+        for name, _ in layer.named_parameters()
+        if name.endswith(_PER_HEAD)
+    )
 
 
 def _input_projections(layer: nn.Module) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from vitdeploy.errors import suggest
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "w4a16", "w4a8", "auto"]
 TargetName = Literal["onnx", "openvino", "trt", "trt-rtx"]
-AttentionForm = Literal["as-exported", "split", "fused"]
-"""As the model's own layers are; with q, k and v from layers of their own; or as ONNX Runtime's
-operator, which reads such layers."""
+AttentionForm = Literal["as-exported", "split", "fused", "padded-8", "padded-32"]
+"""As the model's own layers are; with q, k and v from layers of their own; as ONNX Runtime's
+operator, which reads such layers; or with empty tokens for a multiple of 8 or 32 of them."""
 
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8", "w4a16", "w4a8", "auto")
 PRECISION_SYNONYMS = {"w8a8": "int8", "int4": "w4a16"}

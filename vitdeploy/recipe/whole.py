@@ -39,8 +39,9 @@ class EngineChoice(Section):
     )
     attention: AttentionForm = Field(
         "as-exported",
-        description="As the model's layers are, with q, k and v from layers of their own, or as "
-        "ONNX Runtime's own operator, which reads such layers.",
+        description="As the model's layers are, with q, k and v from layers of their own, as "
+        "ONNX Runtime's own operator, which reads such layers, or with empty tokens for a "
+        "multiple of 8 or 32 of them.",
     )
 
 

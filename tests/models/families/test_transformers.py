@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.model_folders import shake_
 from vitdeploy.errors import ModelError, UnsupportedError, UsageError
 from vitdeploy.models import LoadOptions, describe, load
 
@@ -122,6 +123,33 @@ def test_another_image_size(transformers_folder, pictures, config):
     assert run(loaded, pictures(64)).shape == (2, 3)
     with pytest.raises(ModelError, match="multiples of"):
         load(LoadOptions(str(folder), image_size=61))
+
+
+@pytest.mark.parametrize("kind", ["beit", "clip", "siglip"])
+def test_positions_are_resampled_as_the_library_does_while_it_runs(
+    transformers_folder, pictures, kind
+):
+    import transformers
+
+    small = {**SMALL, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = {
+        "beit": lambda: transformers.BeitConfig(
+            **small, use_relative_position_bias=True, use_absolute_position_embeddings=True
+        ),
+        "clip": lambda: transformers.CLIPVisionConfig(**small),
+        "siglip": lambda: transformers.SiglipVisionConfig(**small),
+    }[kind]()
+    folder = transformers_folder(config, classifier=False)
+    source = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    shake_(source)
+    source.save_pretrained(folder)
+    # BEiT's flag resamples its biases twice; without it both kinds of its positions are resampled
+    flag = {} if kind == "beit" else {"interpolate_pos_encoding": True}
+    for pixels in (32, 48):
+        with torch.no_grad():
+            expected = source(pictures(pixels), **flag).last_hidden_state
+        found = run(load(LoadOptions(str(folder), image_size=pixels)), pictures(pixels))[0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [vit, swin, dinov2], ids=["vit", "swin", "dinov2"])

@@ -81,6 +81,11 @@ def select(
     """
     removed = _lowest_blocks(sites, importance, shares.blocks, exact=exact)
     rest = without_blocks(sites, removed)
+    if exact and shares.heads and not rest.attention and sites.notes:
+        reasons = "; ".join(sites.notes)
+        raise CompressionError(
+            f"there are no heads to remove in this model ({reasons}); leave it out."
+        )
     head_kinds: dict[str, list[_Layer]] = defaultdict(list)
     for site in rest.attention:
         layer = _Layer(site.path, importance.heads[site.path])

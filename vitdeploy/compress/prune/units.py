@@ -1,16 +1,20 @@
 """What can be removed of a model, and what was chosen to stay."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from vitdeploy.errors import ModelError
 from vitdeploy.models.mlp_sites import find_mlp_sites
 from vitdeploy.models.spec import AttentionSite, LoadedModel, MlpSite
-from vitdeploy.models.surgery import block_of, unprunable_heads
+from vitdeploy.models.surgery import block_of, keep_heads_, unprunable_heads
+from vitdeploy.models.trace import run_shapes
 
 WIDEST_STEP = 64
 _LEAST_STEPS = 8
+_COUNTED = "something outside the layer's projections counts them"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ def find_sites(loaded: LoadedModel) -> Sites:
     """Return what can be removed of a model's first part."""
     module: nn.Module = loaded.parts[0].module
     reasons = {site.path: unprunable_heads(module, site) for site in loaded.attention}
+    counted = {
+        kind: _COUNTED
+        for kind, site in _one_of_each_kind(module, loaded.attention)
+        if reasons[site.path] is None and not _runs_without_a_head(loaded, site)
+    }
+    for site in loaded.attention:
+        reasons[site.path] = reasons[site.path] or counted.get(attention_kind(module, site))
     attention = tuple(site for site in loaded.attention if reasons[site.path] is None)
     refused = sorted({reason for reason in reasons.values() if reason is not None})
     notes = tuple(
@@ -48,6 +59,24 @@ def find_sites(loaded: LoadedModel) -> Sites:
     found = (block_of(site.path) for site in loaded.attention)
     blocks = tuple(dict.fromkeys(path for path in found if path is not None))
     return Sites(attention, find_mlp_sites(module), blocks, notes)
+
+
+def _one_of_each_kind(
+    module: nn.Module, sites: Iterable[AttentionSite]
+) -> Iterable[tuple[str, AttentionSite]]:
+    """Return a layer of every structure, by its name; those of one head have none to lose."""
+    return {attention_kind(module, site): site for site in sites if site.num_heads > 1}.items()
+
+
+def _runs_without_a_head(loaded: LoadedModel, site: AttentionSite) -> bool:
+    """Return whether the model runs on shapes (or for real) once a layer has lost a head."""
+    smaller = copy.deepcopy(loaded.parts[0].module)
+    keep_heads_(smaller, site, range(site.num_heads - 1))
+    try:
+        run_shapes(smaller, loaded.spec.preprocess.size[0], lambda model, images: model(images))
+    except ModelError:
+        return False
+    return True
 
 
 def without_blocks(sites: Sites, removed: tuple[str, ...]) -> Sites:

@@ -3,14 +3,20 @@
 Code from a repository is never run. Classifiers and image encoders only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ModelError, UnsupportedError, UsageError
 from vitdeploy.models.pruning_record import PruningRecord, record_from_config
 from vitdeploy.models.reference import Alias, Reference, read_json
 from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec, Rebuild
+
+if TYPE_CHECKING:
+    import torch
+
+_CLASS_TOKEN_BIASES = 3
+"""Rows of BEiT's table behind those of patches: to the class token, from it, of it to itself."""
 
 ALIASES: Mapping[str, Alias] = {}
 
@@ -308,13 +314,10 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     apply_record_(resized, _pruning(config))
     weights = model.state_dict()
     wanted = resized.state_dict()
-    for path, module in model.named_modules():
-        positions = getattr(module, "position_embeddings", None)
-        if isinstance(positions, torch.Tensor) and hasattr(module, "interpolate_pos_encoding"):
-            key = f"{path}.position_embeddings".lstrip(".")
-            like = torch.zeros(wanted[key].shape)
-            with torch.no_grad():
-                weights[key] = module.interpolate_pos_encoding(like, size, size)
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            for name, tensor in _resampled(module, resized.get_submodule(path), size):
+                weights[f"{path}.{name}".lstrip(".")] = tensor
     differing = [key for key in wanted if weights[key].shape != wanted[key].shape]
     if differing:
         raise ModelError(
@@ -325,6 +328,50 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     if getattr(model, "pooler", True) is None:
         resized.pooler = None
     return resized
+
+
+def _resampled(module: Any, new: Any, size: int) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Yield the tensors of a module's own that hold positions, for another image size.
+
+    Args:
+        module: any part of a model.
+        new: the same part of a model of that size.
+        size: pixels of its image's side.
+    """
+    import torch
+    from torch import nn
+
+    positions = getattr(module, "position_embeddings", None)
+    learned = getattr(module, "position_embedding", None)
+    if hasattr(module, "num_relative_distance"):
+        yield "relative_position_bias_table", _resampled_bias(module, new)
+    elif not hasattr(module, "interpolate_pos_encoding"):
+        return
+    elif isinstance(positions, torch.Tensor):
+        like = torch.zeros(new.position_embeddings.shape)
+        yield "position_embeddings", module.interpolate_pos_encoding(like, size, size)
+    elif isinstance(learned, nn.Embedding):
+        like = torch.zeros(1, *new.position_embedding.weight.shape)
+        yield "position_embedding.weight", module.interpolate_pos_encoding(like, size, size)[0]
+
+
+def _resampled_bias(module: Any, new: Any) -> "torch.Tensor":
+    """Return BEiT's biases by distance (distances + 3, heads) for another number of patches.
+
+    As the module itself does where it is called for other sizes: the distances between patches are
+    a map, bilinear; the three rows of the class token stay.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    def distances(bias: Any) -> tuple[int, int]:
+        rows, columns = bias.window_size
+        return 2 * rows - 1, 2 * columns - 1
+
+    table = module.relative_position_bias_table
+    between = table[:-_CLASS_TOKEN_BIASES].reshape(1, *distances(module), -1).permute(0, 3, 1, 2)
+    resampled = interpolate(between, size=distances(new), mode="bilinear").permute(0, 2, 3, 1)
+    return torch.cat([resampled.flatten(0, 2), table[-_CLASS_TOKEN_BIASES:]])
 
 
 def _feature_names(model: Any, size: int) -> tuple[str, ...]:
