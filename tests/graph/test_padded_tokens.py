@@ -37,7 +37,11 @@ def token_counts(model: ir.Model) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    "family", ["vit", "vit_qk_norm", "deit_distilled", "dinov2_reg", "clip", "hf_vit", "hf_siglip"]
+    "family",
+    [
+        *("vit", "vit_qk_norm", "deit_distilled", "dinov2_reg", "clip", "hf_vit", "hf_siglip"),
+        *("eva02", "dinov3", "eva_qk_norm"),  # rotary positions, which leave the first tokens alone
+    ],
 )
 def test_the_function_is_unchanged(family):
     model = assert_exact(canonical_bytes(family), padded_)
@@ -88,12 +92,18 @@ def test_features_come_back_without_the_empty_tokens():
         ("sam", "no one number of tokens"),
         ("cait", "no one number of tokens"),  # its class attention has one query
         ("classic_post_norm", "no norm of"),
-        ("dinov3", "could not be followed"),  # RoPE leaves the first tokens alone
     ],
 )
 def test_what_cannot_be_padded_is_refused(family, reason):
     with pytest.raises(CompressionError, match=reason):
         padded_(canonical(family))
+
+
+def test_tokens_that_are_lost_on_their_way_are_told(monkeypatch):
+    known = padded_tokens._BY_TOKEN - {"Gelu"}
+    monkeypatch.setattr(padded_tokens, "_BY_TOKEN", known)
+    with pytest.raises(CompressionError, match="1 of 2 attentions could not be followed"):
+        padded_(canonical("vit"))
 
 
 def test_what_does_not_pay_is_refused(monkeypatch):
