@@ -26,6 +26,7 @@ from vitdeploy.graph.opset import opset_of, raised_opset
 from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, weights_bytes
 from vitdeploy.models.onnx_file import bind_input_, figures_of, read_onnx
 from vitdeploy.models.plain_attention import written_out_attention
+from vitdeploy.models.plain_folds import written_out_folds
 from vitdeploy.models.spec import ExportPart
 from vitdeploy.runner import Runner, TorchRunner
 
@@ -92,7 +93,7 @@ def onnx_from_part(part: ExportPart, images: np.ndarray, batch: int | str, opset
     # an axis of one would be taken for a constant
     example = example_feeds(part, images, fixed if fixed and part.example is None else 2)
     try:
-        with _quiet(), written_out_attention():
+        with _quiet(), written_out_attention(), written_out_folds():
             program = torch.onnx.export(
                 part.module,
                 tuple(torch.from_numpy(example[tensor.name]) for tensor in part.inputs),

@@ -125,7 +125,7 @@ def test_another_image_size(transformers_folder, pictures, config):
         load(LoadOptions(str(folder), image_size=61))
 
 
-@pytest.mark.parametrize("kind", ["beit", "clip", "siglip"])
+@pytest.mark.parametrize("kind", ["beit", "clip", "hiera", "siglip"])
 def test_positions_are_resampled_as_the_library_does_while_it_runs(
     transformers_folder, pictures, kind
 ):
@@ -137,6 +137,9 @@ def test_positions_are_resampled_as_the_library_does_while_it_runs(
             **small, use_relative_position_bias=True, use_absolute_position_embeddings=True
         ),
         "clip": lambda: transformers.CLIPVisionConfig(**small),
+        "hiera": lambda: transformers.HieraConfig(
+            embed_dim=16, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1
+        ),
         "siglip": lambda: transformers.SiglipVisionConfig(**small),
     }[kind]()
     folder = transformers_folder(config, classifier=False)
@@ -145,7 +148,7 @@ def test_positions_are_resampled_as_the_library_does_while_it_runs(
     source.save_pretrained(folder)
     # BEiT's flag resamples its biases twice; without it both kinds of its positions are resampled
     flag = {} if kind == "beit" else {"interpolate_pos_encoding": True}
-    for pixels in (32, 48):
+    for pixels in (64, 96) if kind == "hiera" else (32, 48):
         with torch.no_grad():
             expected = source(pictures(pixels), **flag).last_hidden_state
         found = run(load(LoadOptions(str(folder), image_size=pixels)), pictures(pixels))[0]

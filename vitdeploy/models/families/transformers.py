@@ -4,6 +4,7 @@ Code from a repository is never run. Classifiers and image encoders only.
 """
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,9 +303,7 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     from vitdeploy.models.pruned import apply_record_
     from vitdeploy.models.timm_models import check_multiple
 
-    patch = getattr(config, "patch_size", None)
-    if patch is not None:
-        check_multiple(size, max(patch) if isinstance(patch, (tuple, list)) else int(patch))
+    check_multiple(size, _step(config))
     native = _native_size(config, size)
     if native == size:
         return model
@@ -330,6 +329,18 @@ def _resized(model: Any, config: Any, size: int) -> Any:
     return resized
 
 
+def _step(config: Any) -> int:
+    """Return the pixels that an image's side must be a multiple of."""
+
+    def longest(name: str) -> int:
+        sides = getattr(config, name, None) or 1
+        return max(sides) if isinstance(sides, (tuple, list)) else int(sides)
+
+    if hasattr(config, "patch_stride"):  # Hiera's patches overlap, and attention has units of them
+        return longest("patch_stride") * longest("masked_unit_size")
+    return longest("patch_size")
+
+
 def _resampled(module: Any, new: Any, size: int) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Yield the tensors of a module's own that hold positions, for another image size.
 
@@ -345,11 +356,13 @@ def _resampled(module: Any, new: Any, size: int) -> Iterator[tuple[str, "torch.T
     learned = getattr(module, "position_embedding", None)
     if hasattr(module, "num_relative_distance"):
         yield "relative_position_bias_table", _resampled_bias(module, new)
-    elif not hasattr(module, "interpolate_pos_encoding"):
+    if not hasattr(module, "interpolate_pos_encoding"):
         return
-    elif isinstance(positions, torch.Tensor):
+    asked = signature(module.interpolate_pos_encoding).parameters
+    if isinstance(positions, torch.Tensor):
         like = torch.zeros(new.position_embeddings.shape)
-        yield "position_embeddings", module.interpolate_pos_encoding(like, size, size)
+        own = (positions,) if "pos_embeds" in asked else ()  # Hiera
+        yield "position_embeddings", module.interpolate_pos_encoding(like, *own, size, size)
     elif isinstance(learned, nn.Embedding):
         like = torch.zeros(1, *new.position_embedding.weight.shape)
         yield "position_embedding.weight", module.interpolate_pos_encoding(like, size, size)[0]
