@@ -48,6 +48,9 @@ BEiT v2 | `models/plain_attention.py` |
 | The fused attention operator is translated for four axes only \
 ([onnxscript#2558](https://github.com/microsoft/onnxscript/pull/2558)) | Hiera | \
 `models/plain_attention.py` |
+| Patches are put together by Col2Im, which TensorRT does not read \
+([onnx-tensorrt#934](https://github.com/onnx/onnx-tensorrt/issues/934)) and OpenVINO does not \
+compile in every graph | transformers' MobileViT v2, VOLO | `models/plain_folds.py` |
 | onnxsim joins the products of query, key and value and leaves their biases behind a Split | \
 transformers' ViTs, EVA-02-CLIP | `onnx_export.py` (`fuse_qkv` is left out) |
 | A masked autoencoder hides patches at random, so that no two runs agree | ViTMAE of transformers \

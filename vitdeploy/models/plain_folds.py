@@ -1,8 +1,8 @@
 """Folding patches into a map, for tracing: by a reshape, or by a transposed convolution.
 
-ONNX has an operator for it, Col2Im, which OpenVINO 2026.4 compiles in some graphs only and TensorRT
-does not read. Patches that do not overlap are a map in another order; those that do are added up by
-a transposed convolution whose kernels copy one element each.
+ONNX has an operator for it, Col2Im, which TensorRT does not read (onnx/onnx-tensorrt#934, open) and
+OpenVINO 2026.4 does not compile in every graph. Patches that do not overlap are a map in another
+order; those that do are added up by a transposed convolution whose kernels copy one element each.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ from vitdeploy.bundle import Artifact
 from vitdeploy.cpu import cpu_has, has_core_kinds, has_sibling_threads
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.blocks import block_sizes, half_scales_
+from vitdeploy.graph.conv_bias import bias_shared_convs_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import save_model
 from vitdeploy.openvino_core import openvino_core
@@ -154,10 +155,10 @@ def untimed_reason() -> str | None:
 def build(request: BuildRequest) -> Artifact:
     """Write `<part>.xml` and `<part>.bin` and compile them once."""
     settings: dict[str, str] = {HINT: float_hint(request.precision)}
-    model = request.model
+    model = request.model.clone()
+    bias_shared_convs_(model)
     blocks = block_sizes(model)
     if blocks:
-        model = model.clone()
         half_scales_(model)
         settings[GROUP] = str(blocks[0] if request.precision == "w4a8" else 0)
     passing = request.folder / f".{request.part}.onnx"
