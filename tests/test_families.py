@@ -78,6 +78,7 @@ def test_the_page_tells_what_works_what_not_and_why():
     good, noisy, failing, *_ = ROWS
     bad = result_of(noisy)
     bad["quantised"][0] |= {"cosine": 0.98, "search_seconds": 120.0}
+    bad["sizes"][0] |= {"parity": 2e-4, "tolerance": 4e-4}
     page = page_from_results(
         {
             good.key: result_of(good),
@@ -91,6 +92,7 @@ def test_the_page_tells_what_works_what_not_and_why():
     assert "onnx 0.9800; noise over signal" in page
     assert "`blocks.1.mlp.fc2` 4.0e-03" in page
     assert "onnx: ExportError: no such thing" in page
+    assert "2.0e-04 at 224 pixels: torch itself, in float32, is 1.0e-04 from what" in page
     assert f"| {good.name} | `timm:{good.architecture}` | 224 | 2e-06 | 0.9990, 27 dB |" in page
     assert "not run" in page
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.families.rows import ROWS, Row
+from vitdeploy.onnx_export import ROUNDING_FACTOR
 
 Results = Mapping[str, Mapping[str, Any]]
 """By the key of a row."""
@@ -69,6 +70,7 @@ def page_from_results(results: Results) -> str:
     parts.append(_CAUSES)
     for title, lines in (
         ("What fails", _failures(results)),
+        ("Parity above 1e-4", _rounding(results)),
         ("INT8 below 0.99, by layer", _noisy(results)),
         ("What was not recognised", _unrecognised(results)),
         ("Layers that keep all heads", _unpruned(results)),
@@ -174,6 +176,19 @@ def _failures(results: Results) -> Iterator[str]:
     return _each(
         results, lambda result: (f"{stage}: {why}" for stage, why in result["failures"].items())
     )
+
+
+def _rounding(results: Results) -> Iterator[str]:
+    def lines(result: Mapping[str, Any]) -> Iterator[str]:
+        for size in result.get("sizes") or ():
+            if size["parity"] > WORST_PARITY:
+                own = size["tolerance"] / ROUNDING_FACTOR
+                yield (
+                    f"{size['parity']:.1e} at {size['pixels']} pixels: torch itself, in float32, "
+                    f"is {own:.1e} from what it computes in float64"
+                )
+
+    return _each(results, lines)
 
 
 def _noisy(results: Results) -> Iterator[str]:
