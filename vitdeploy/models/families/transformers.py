@@ -3,21 +3,14 @@
 Code from a repository is never run. Classifiers and image encoders only.
 """
 
-from collections.abc import Iterator, Mapping
-from inspect import signature
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.errors import ModelError, UnsupportedError, UsageError
 from vitdeploy.models.pruning_record import PruningRecord, record_from_config
 from vitdeploy.models.reference import Alias, Reference, read_json
 from vitdeploy.models.spec import LoadedModel, LoadOptions, ModelSpec, Rebuild
-
-if TYPE_CHECKING:
-    import torch
-
-_CLASS_TOKEN_BIASES = 3
-"""Rows of BEiT's table behind those of patches: to the class token, from it, of it to itself."""
 
 ALIASES: Mapping[str, Alias] = {}
 
@@ -41,6 +34,7 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     from vitdeploy.models.encoders import select_outputs
     from vitdeploy.models.outputs import TransformersOutputs, choose_outputs, loaded_model
     from vitdeploy.models.picture_input import reading_pictures
+    from vitdeploy.models.resized import native_size, resized_model
     from vitdeploy.models.timm_models import size_notes
     from vitdeploy.models.transformers_input import preprocess_from_config
 
@@ -51,8 +45,8 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
     model, weights, more = filled_model(reference, options, config)
     notes += more
     size = preprocess.size[0]
-    native_size = _native_size(config, size)
-    model = _resized(model, config, size)
+    native = native_size(config, size)
+    model = resized_model(model, config, size, _pruning(config))
     has_classifier = _is_classifier(config) and int(config.num_labels) > 0
     outputs = choose_outputs(options.outputs, reference.name, has_classifier=has_classifier)
     names: tuple[str, ...] = ("logits",)
@@ -74,7 +68,7 @@ def load(reference: Reference, options: LoadOptions) -> LoadedModel:
         preprocess=preprocess,
         label_names=labels if named else (),
         weights=weights,
-        notes=notes + size_notes(native_size, size, "position embeddings are resampled (bicubic)"),
+        notes=notes + size_notes(native, size, "position embeddings are resampled (bicubic)"),
     )
     is_wrapped = outputs != "logits" and not hasattr(model, "save_pretrained")
     rebuild = None if is_wrapped else Rebuild("transformers", pruning=pruning)
@@ -112,15 +106,6 @@ def config_of(reference: Reference) -> Any:
             f"'{reference.name}' takes inputs of {channels} channels; this version takes RGB only."
         )
     return config
-
-
-def _native_size(config: Any, default: int) -> int:
-    """Return the pixels of the side the positions are for; `default` where nothing depends on it.
-
-    Some configurations give height and width.
-    """
-    size = getattr(config, "image_size", None) or default
-    return max(size) if isinstance(size, (list, tuple)) else int(size)
 
 
 def processor_of(reference: Reference) -> dict[str, Any] | None:
@@ -172,6 +157,7 @@ def filled_model(
 
     from vitdeploy.models.checkpoint import check_finite, read_state_dict
     from vitdeploy.models.random_weights import randomise_
+    from vitdeploy.models.resized import native_size
 
     device = torch.device("meta" if options.weightless else "cpu")
     with torch.random.fork_rng(devices=[]), device:
@@ -183,7 +169,7 @@ def filled_model(
     if pruning != PruningRecord():
         return _filled_pruned(model, options, reference, pruning)
     if options.random_weights:
-        randomise_(model, options.seed, _native_size(config, 224))
+        randomise_(model, options.seed, native_size(config, 224))
         return model, "random", ()
     source: dict[str, Any] = {"pretrained_model_name_or_path": reference.value}
     what = f"'{reference.name}'"
@@ -212,10 +198,11 @@ def _filled_pruned(
     from vitdeploy.models.checkpoint import find_weights
     from vitdeploy.models.pruned import apply_record_, fill_
     from vitdeploy.models.random_weights import randomise_
+    from vitdeploy.models.resized import native_size
 
     apply_record_(model, pruning)
     if options.random_weights:
-        randomise_(model, options.seed, _native_size(model.config, 224))
+        randomise_(model, options.seed, native_size(model.config, 224))
         return model, "random", ()
     file = options.checkpoint
     if file is None and reference.folder is None:
@@ -288,103 +275,6 @@ def _check_report_(model: Any, report: Mapping[str, Any], what: str) -> tuple[st
         unexpected = []
     refuse_mismatch(what, missing, unexpected, shapes)
     return notes
-
-
-def _resized(model: Any, config: Any, size: int) -> Any:
-    """Return the model for inputs of `size` pixels, its positions resampled by its own method.
-
-    Raises:
-        ModelError: the size is no multiple of the patch, or the positions cannot be resampled.
-    """
-    import copy
-
-    import torch
-
-    from vitdeploy.models.pruned import apply_record_
-    from vitdeploy.models.timm_models import check_multiple
-
-    check_multiple(size, _step(config))
-    native = _native_size(config, size)
-    if native == size:
-        return model
-    smaller = copy.deepcopy(config)
-    smaller.image_size = [size, size] if isinstance(config.image_size, (list, tuple)) else size
-    resized = type(model)._from_config(smaller, attn_implementation="eager")
-    apply_record_(resized, _pruning(config))
-    weights = model.state_dict()
-    wanted = resized.state_dict()
-    with torch.no_grad():
-        for path, module in model.named_modules():
-            for name, tensor in _resampled(module, resized.get_submodule(path), size):
-                weights[f"{path}.{name}".lstrip(".")] = tensor
-    differing = [key for key in wanted if weights[key].shape != wanted[key].shape]
-    if differing:
-        raise ModelError(
-            f"--image-size {size}: a {config.model_type} model for {native} pixels cannot be "
-            f"resampled ({', '.join(differing[:10])}). Use {native}."
-        )
-    resized.load_state_dict(weights)
-    if getattr(model, "pooler", True) is None:
-        resized.pooler = None
-    return resized
-
-
-def _step(config: Any) -> int:
-    """Return the pixels that an image's side must be a multiple of."""
-
-    def longest(name: str) -> int:
-        sides = getattr(config, name, None) or 1
-        return max(sides) if isinstance(sides, (tuple, list)) else int(sides)
-
-    if hasattr(config, "patch_stride"):  # Hiera's patches overlap, and attention has units of them
-        return longest("patch_stride") * longest("masked_unit_size")
-    return longest("patch_size")
-
-
-def _resampled(module: Any, new: Any, size: int) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """Yield the tensors of a module's own that hold positions, for another image size.
-
-    Args:
-        module: any part of a model.
-        new: the same part of a model of that size.
-        size: pixels of its image's side.
-    """
-    import torch
-    from torch import nn
-
-    positions = getattr(module, "position_embeddings", None)
-    learned = getattr(module, "position_embedding", None)
-    if hasattr(module, "num_relative_distance"):
-        yield "relative_position_bias_table", _resampled_bias(module, new)
-    if not hasattr(module, "interpolate_pos_encoding"):
-        return
-    asked = signature(module.interpolate_pos_encoding).parameters
-    if isinstance(positions, torch.Tensor):
-        like = torch.zeros(new.position_embeddings.shape)
-        own = (positions,) if "pos_embeds" in asked else ()  # Hiera
-        yield "position_embeddings", module.interpolate_pos_encoding(like, *own, size, size)
-    elif isinstance(learned, nn.Embedding):
-        like = torch.zeros(1, *new.position_embedding.weight.shape)
-        yield "position_embedding.weight", module.interpolate_pos_encoding(like, size, size)[0]
-
-
-def _resampled_bias(module: Any, new: Any) -> "torch.Tensor":
-    """Return BEiT's biases by distance (distances + 3, heads) for another number of patches.
-
-    As the module itself does where it is called for other sizes: the distances between patches are
-    a map, bilinear; the three rows of the class token stay.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    def distances(bias: Any) -> tuple[int, int]:
-        rows, columns = bias.window_size
-        return 2 * rows - 1, 2 * columns - 1
-
-    table = module.relative_position_bias_table
-    between = table[:-_CLASS_TOKEN_BIASES].reshape(1, *distances(module), -1).permute(0, 3, 1, 2)
-    resampled = interpolate(between, size=distances(new), mode="bilinear").permute(0, 2, 3, 1)
-    return torch.cat([resampled.flatten(0, 2), table[-_CLASS_TOKEN_BIASES:]])
 
 
 def _feature_names(model: Any, size: int) -> tuple[str, ...]:
