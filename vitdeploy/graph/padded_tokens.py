@@ -14,6 +14,7 @@ import onnx_ir as ir
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.attention import AttentionGraphSite
 from vitdeploy.graph.layout import concrete_shapes
+from vitdeploy.graph.layout_ops import Shapes
 from vitdeploy.graph.surgery import (
     constant_of,
     fresh_name,
@@ -80,7 +81,7 @@ def pad_tokens_(model: ir.Model, sites: Sequence[AttentionGraphSite], multiple: 
 
 
 def _first_tokens(
-    nodes: dict[str, ir.Node], site: AttentionGraphSite, shapes: object, tokens: int
+    nodes: dict[str, ir.Node], site: AttentionGraphSite, shapes: Shapes, tokens: int
 ) -> ir.Value:
     """Return what the norm in front of the first attention reads: (batch, tokens, channels)."""
     product = nodes.get(site.query.linear.name)
@@ -88,7 +89,6 @@ def _first_tokens(
     while value is not None and (maker := value.producer()) is not None:
         source = maker.inputs[0]
         if maker.op_type in _NORMS and source is not None and source.producer() is not None:
-            assert isinstance(shapes, dict)
             shape = shapes.get(str(source.name), ())
             if len(shape) == 3 and shape[1] == tokens:
                 return source
