@@ -33,6 +33,7 @@ LAYERS = [
         "golden_set",
         "job",
         "comparing",
+        "own_graph",
         "restoration",
         "candidates",
         "ways",

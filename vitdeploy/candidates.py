@@ -143,6 +143,7 @@ def judge(job: Job, target: Target, candidate: Candidate) -> Judged:
 
     Raises:
         DataError: its outputs are not finite.
+        ExportError: they are not those of its graph.
     """
     with job.work.stage(f"fidelity {target.NAME}"):
         return compare(job, target, candidate.compressed)

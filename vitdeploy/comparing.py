@@ -5,6 +5,7 @@ Metrics are `evaluation`'s, masks `mask_fidelity`'s; here models are run for the
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vitdeploy.bundle import Artifact
 from vitdeploy.evaluation import collect_outputs, fidelity_rows
@@ -12,18 +13,21 @@ from vitdeploy.findings import Compressed
 from vitdeploy.image_sets import Chosen
 from vitdeploy.job import Job, Judged, Reference, Work, batch_of
 from vitdeploy.joined import (
+    GOLDEN_PICTURES,
     JoinedReference,
     asked_of,
     decoded,
     drawn_feeds,
     features_of,
     follows,
+    golden_outputs,
     is_drawn,
     reference_of,
 )
 from vitdeploy.mask_fidelity import judge
 from vitdeploy.models.spec import ExportPart, LoadedModel
 from vitdeploy.onnx_export import reference_runner
+from vitdeploy.own_graph import IMAGES, Seen, require_own_graph
 from vitdeploy.report import FidelityRow, WorstImage
 from vitdeploy.runner import Feeds, Outputs, Runner
 from vitdeploy.targets import Target
@@ -80,6 +84,7 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
 
     Raises:
         DataError: an output is not finite, or of another shape.
+        ExportError: an engine does not compute what the artefact's own graph says.
     """
     rows: list[FidelityRow] = []
     made: dict[str, Outputs] = {}
@@ -89,35 +94,69 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
     drawn = {item.part.name: item.part for item in job.exported if is_drawn(item.part)}
     for item in compressed:
         artifact = item.artifact
+        part = drawn.get(artifact.part)
         with target.open(artifact, job.work.recipe.measure.threads) as runner:
+            engine = runner.engine
             if joined is not None and follows(artifact.inputs, made):
                 own = decoded(runner, features_of(artifact.inputs, made), joined.asked)
                 masks = judge(artifact.target, joined, own, images.preprocess)
                 golden[artifact.part] = masks.golden
                 rows += masks.rows
                 worst = worst_masks(artifact.target, images, masks.worst)
+                require_own_graph(target, item, _seen_prompted(job, artifact, runner), engine)
                 continue
-            if artifact.part in drawn:
-                outputs = runner(drawn_feeds(drawn[artifact.part]))
-            else:
-                outputs = _outputs_for_pictures(job, artifact, runner)
+            first = None if part is None else drawn_feeds(part)
+            outputs = (
+                _outputs_for_pictures(job, artifact, runner) if first is None else runner(first)
+            )
         made[artifact.part] = outputs
         count = job.reference.golden_pictures
         golden[artifact.part] = {name: v[:count] for name, v in outputs.items()}
+        # what one video remembers has nothing to be centred over
+        centred = job.work.recipe.model.random_weights and (joined is None or part is None)
         rows += fidelity_rows(
             (artifact.target, artifact.part),
             job.reference.outputs[artifact.part],
             outputs,
             images.labels,
             classes=images.class_output,
-            # what one video remembers has nothing to be centred over
-            centred=job.work.recipe.model.random_weights
-            and (joined is None or artifact.part not in drawn),
+            centred=centred,
         )
-        if joined is None and artifact.part not in drawn:
+        seen = _seen(job, artifact.part, first or _first_pictures(job, artifact), outputs)
+        require_own_graph(target, item, replace(seen, centred=centred), engine)
+        if joined is None and part is None:
             worst += _worst_of(job, artifact, outputs)
     rows += zero_shot_rows(compressed[0].artifact.target, job.reference.outputs, made)
     return Judged(rows, golden, worst)
+
+
+def _first_pictures(job: Job, artifact: Artifact) -> Feeds:
+    """Return the first evaluation images as feeds."""
+    batch = min(batch_of(job.work.recipe, job.images), IMAGES)
+    pixels, _ = next(iter(job.images.evaluation.batches(batch)))
+    return {artifact.inputs[0].name: pixels}
+
+
+def _seen(job: Job, part: str, feeds: Feeds, outputs: Outputs) -> Seen:
+    """Return what the reference and an artefact of `part` gave for `feeds`, the first of all."""
+    recipe, count = job.work.recipe, len(next(iter(feeds.values())))
+    expected = job.reference.outputs[part]
+    return Seen(
+        feeds,
+        {name: value[:count] for name, value in expected.items()},
+        {name: value[:count] for name, value in outputs.items()},
+        recipe.export.batch,
+        recipe.measure.threads,
+    )
+
+
+def _seen_prompted(job: Job, artifact: Artifact, runner: Runner) -> Seen:
+    """Return what a part that reads prompts gives for the reference's own features."""
+    joined = job.reference.joined
+    assert joined is not None
+    features = features_of(artifact.inputs, job.reference.outputs)
+    again = list(decoded(runner, features, joined.asked[:GOLDEN_PICTURES]))
+    return Seen({}, joined.golden, golden_outputs(again), job.work.recipe.export.batch)
 
 
 def _worst_of(job: Job, artifact: Artifact, outputs: Outputs) -> list[WorstImage]:

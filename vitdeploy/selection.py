@@ -21,7 +21,7 @@ from vitdeploy.candidates import (
     sqnr_db,
     time_candidates,
 )
-from vitdeploy.errors import DataError, UnsupportedError, UsageError
+from vitdeploy.errors import DataError, ExportError, UnsupportedError, UsageError
 from vitdeploy.findings import Compressed
 from vitdeploy.gates import is_within_gate, unfaithful_reason
 from vitdeploy.job import Job, Judged, Plan, note_all
@@ -220,11 +220,12 @@ def _first_faithful(
     gates, is_auto = job.work.recipe.gates, job.work.recipe.precision == "auto"
     judged: list[tuple[Candidate, Judged]] = []
     rejected: dict[str, str] = {}
+    failure: DataError | ExportError | None = None
     for position, candidate in enumerate(ranked):
         try:
             found = judge(job, target, candidate)
-        except DataError as error:
-            rejected[candidate.name] = str(error)
+        except (DataError, ExportError) as error:
+            rejected[candidate.name], failure = str(error), error
             continue
         reason = unfaithful_reason(gates, found.rows, target.NAME)
         if reason is None:
@@ -235,9 +236,9 @@ def _first_faithful(
             mixed = _restored(job, target, (candidate, found), ranked[position + 1 :])
             if mixed is not None:
                 return *mixed, rejected
-    if not judged:
-        raise DataError(
-            f"no way of running the model on {target.NAME} gives finite outputs: "
+    if failure is not None and not judged:
+        raise type(failure)(
+            f"no way of running the model on {target.NAME} gives the outputs of its graph: "
             + "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
         )
     best = max(sqnr_db(target, found) for _, found in judged)
@@ -262,9 +263,12 @@ def _restored(
     def is_faithful(rows: Sequence[FidelityRow]) -> bool:
         return unfaithful_reason(gates, rows, target.NAME) is None
 
-    built, again = restore(
-        job, target, plan, (candidate.compressed, judged), is_faithful, WORTH_INT8_PERCENT
-    )
+    try:
+        built, again = restore(
+            job, target, plan, (candidate.compressed, judged), is_faithful, WORTH_INT8_PERCENT
+        )
+    except ExportError:  # the engine does not run that graph, or not as it says
+        return None
     if not is_faithful(again.rows):
         return None
     mixed = replace(candidate, plan=plan, compressed=built)

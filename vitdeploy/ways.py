@@ -50,7 +50,7 @@ def _computed(
         if reason is None:
             try:
                 own = judge(job, target, candidate)
-            except DataError as error:
+            except (DataError, ExportError) as error:
                 reason = str(error)
             else:
                 reason = _worse_reason(job, target, judged, own)
