@@ -28,6 +28,7 @@ from vitdeploy.data import ImageLoader
 from vitdeploy.data.packaged import packaged_set
 from vitdeploy.device_package import graphs_of
 from vitdeploy.evaluation import collect_outputs, fidelity_rows, find_value
+from vitdeploy.findings import Compressed
 from vitdeploy.graph.canonical import canonicalise_
 from vitdeploy.graph.opset import raised_opset
 from vitdeploy.graph.save import weights_bytes
@@ -35,6 +36,7 @@ from vitdeploy.lint import Known, lint_file
 from vitdeploy.models import LoadOptions, load
 from vitdeploy.models.spec import ExportPart, LoadedModel
 from vitdeploy.onnx_export import check_parity, onnx_from_part, reference_runner
+from vitdeploy.own_graph import IMAGES, Seen, require_own_graph
 from vitdeploy.progress import SilentProgress
 from vitdeploy.pruning import prune_loaded
 from vitdeploy.recipe import INT4_OPSET, Int4Section, Int8Section, PruneSection
@@ -233,11 +235,13 @@ class _Trial:
             )
             artifact = target.build(request)
             with target.open(artifact, 1) as runner:
-                cosine, sqnr_db = _fidelity(
-                    name, expected, collect_outputs(runner, images.evaluation())
-                )
+                seen, engine = collect_outputs(runner, images.evaluation()), runner.engine
+            cosine, sqnr_db = _fidelity(name, expected, seen)
             if cosine >= LEAST_COSINE:
                 break
+        require_own_graph(
+            target, Compressed(artifact, found), images.first_seen(expected, seen), engine
+        )
         share = found.int8_macs_percent
         row = Quantised(name, cosine, sqnr_db, artifact.bytes, seconds, share)
         worst = sorted(found.noise.items(), key=lambda item: -item[1])[:NOISIEST]
@@ -311,6 +315,13 @@ class _Images:
         """Return what torch gives for the evaluation images."""
         with reference_runner(part) as runner:
             return collect_outputs(runner, self.evaluation())
+
+    def first_seen(self, expected: Outputs, found: Outputs) -> Seen:
+        """Return the first evaluation images with the outputs of torch and of an artefact."""
+        count = min(IMAGES, len(self._evaluation))
+        first = [{name: v[:count] for name, v in made.items()} for made in (expected, found)]
+        feeds = {self.name: self._evaluation[:count]}
+        return Seen(feeds, *first, "dynamic", threads=1, centred=True)
 
     def _feeds(self, pixels: np.ndarray) -> Iterable[Feeds]:
         return ({self.name: pixels[start : start + 8]} for start in range(0, len(pixels), 8))
