@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 from pathlib import Path
 
 import onnx_ir as ir
@@ -55,6 +56,19 @@ def with_own_weights(model: ir.Model) -> ir.Model:
     copy = model.clone()
     ir.external_data.load_to_model(copy)
     return copy
+
+
+def drop_mapped_pages(model: ir.Model) -> None:
+    """Give back the memory that weights mapped from a file have come to take.
+
+    They are read from it again when they are asked for. Where the system cannot be told (outside
+    Linux and macOS), it takes them back by itself once it lacks memory.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    for value in model.graph.initializers.values():
+        mapped = getattr(value.const_value, "raw", None)
+        if advice is not None and isinstance(mapped, mmap.mmap):
+            mapped.madvise(advice)
 
 
 def weights_bytes(model: ir.Model) -> int:

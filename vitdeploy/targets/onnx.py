@@ -14,7 +14,13 @@ from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.cpu import cpu_has
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
 from vitdeploy.graph.qdq import QuantScheme
-from vitdeploy.graph.save import PROTOBUF_LIMIT_BYTES, save_model, weights_bytes, with_own_weights
+from vitdeploy.graph.save import (
+    PROTOBUF_LIMIT_BYTES,
+    drop_mapped_pages,
+    save_model,
+    weights_bytes,
+    with_own_weights,
+)
 from vitdeploy.recipe import INT4_PRECISIONS
 from vitdeploy.runner import Feeds, Outputs
 from vitdeploy.targets import (
@@ -209,6 +215,7 @@ def runner_from_model(
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
         save_model(model, path, _IN_MEMORY_BYTES)
+        drop_mapped_pages(model)  # the session maps its own
         if size > PROTOBUF_LIMIT_BYTES:
             # Packed copies of so many weights would need their memory twice.
             settings = {"session.disable_prepacking": "1", **(settings or {})}
