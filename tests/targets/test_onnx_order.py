@@ -45,3 +45,15 @@ def test_a_value_that_two_nodes_dequantise_comes_where_it_is_listed(
         events = json.loads(Path(runner._session.end_profiling()).read_text(encoding="utf-8"))
     ran = [e["name"].removesuffix("_kernel_time") for e in events if e.get("cat") == "Node"]
     assert ran == [node.name for node in model.graph]
+
+
+def test_what_no_output_needs_is_not_run():
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 20]>
+        g (float[n] x) => (float[n] y) { y = Abs (x) other = Reshape (x, three) }""")
+    three = onnx.numpy_helper.from_array(np.array([3]), "three")  # which 4 values do not fit
+    model.graph.initializer.append(three)
+    graph = ir.from_proto(model)
+    feeds = {"x": np.arange(4, dtype="f4") - 2}
+    with runner_from_model(graph, in_listed_order=True) as runner:
+        assert np.array_equal(runner(feeds)["y"], np.abs(feeds["x"]))
+    assert len(graph.graph) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.cpu import cpu_has
@@ -199,12 +200,16 @@ def runner_from_model(
         model: graph; not changed.
         threads: as many as ONNX Runtime likes where None.
         settings: of the session.
-        in_listed_order: run the nodes as the graph lists them. ONNX Runtime's own order runs
-            the whole network before the first of many reductions, and keeps all they read.
+        in_listed_order: run the nodes as the graph lists them, but for those that no output
+            needs. ONNX Runtime's own order runs the whole network before the first of many
+            reductions, and keeps all they read; without fusions it runs the others too.
 
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
+    if in_listed_order:
+        model = model.clone()
+        RemoveUnusedNodesPass()(model)
     releases = any(_is_large_image(value) for value in model.graph.inputs)
     size = weights_bytes(model)
     if size <= _IN_MEMORY_BYTES:
