@@ -133,8 +133,7 @@ def compare(job: Job, target: Target, compressed: list[Compressed]) -> Judged:
 def _first_pictures(job: Job, artifact: Artifact) -> Feeds:
     """Return the first evaluation images as feeds."""
     batch = min(batch_of(job.work.recipe, job.images), IMAGES)
-    pixels, _ = next(iter(job.images.evaluation.batches(batch)))
-    return {artifact.inputs[0].name: pixels}
+    return {artifact.inputs[0].name: job.images.evaluation.first(batch)}
 
 
 def _seen(job: Job, part: str, feeds: Feeds, outputs: Outputs) -> Seen:
