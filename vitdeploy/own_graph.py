@@ -36,7 +36,7 @@ class Seen:
     feeds: Feeds
     """Empty for a part that is never quantised, whose graph need not run."""
     reference: Outputs
-    """Of the FP32 model."""
+    """Of the FP32 model that was exported."""
     engine: Outputs
     """Of the artefact."""
     batch: int | str
@@ -63,7 +63,7 @@ def require_own_graph(target: Target, item: Compressed, seen: Seen, engine: str)
     """Refuse an artefact that its engine runs otherwise than its graph says.
 
     The graph is run by ONNX Runtime node by node, without a fusion. An artefact in float has the
-    reference itself for a graph, which parity has compared with it before.
+    exported model for a graph, which parity has compared with torch before.
 
     Args:
         target: of the artefact.
