@@ -8,7 +8,6 @@ engine and with its own settings; then every method with INT4 in the same produc
 FP32's. Rounding to nearest has no correction of any kind; NNCF has AWQ, scale estimation and GPTQ.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -45,12 +44,7 @@ TRT_VERSION = "10.15"
 
 def main() -> None:
     """Parse the arguments, run, print a table and write JSON lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", type=Path)
-    parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--only", action="append", help="model name; repeatable")
+    parser = fidelity.subjects_parser(__doc__)
     parser.add_argument("--methods", default="all", help="comma-separated names or all")
     parser.add_argument("--images", type=int, default=5000, help="evaluation images at most")
     parser.add_argument("--json", type=Path, help="append each row to this file")

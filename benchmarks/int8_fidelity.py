@@ -69,12 +69,7 @@ class Row:
 
 def main() -> None:
     """Parse the arguments, run, print a table and write JSON lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", type=Path)
-    parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--only", action="append", help="model name; repeatable")
+    parser = subjects_parser(__doc__)
     parser.add_argument("--variants", default="all", help="comma-separated names, clean, or all")
     parser.add_argument("--methods", default="all", help="comma-separated names or all")
     parser.add_argument("--seeds", type=int, default=1)
@@ -106,6 +101,17 @@ def main() -> None:
                 if options.json:
                     with options.json.open("a") as file:
                         file.write(json.dumps(row.__dict__) + "\n")
+
+
+def subjects_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that say which models `subjects` yields."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--only", action="append", help="model name; repeatable")
+    return parser
 
 
 def subjects(options: argparse.Namespace, section: Int8Section) -> Iterator[Subject]:

@@ -9,7 +9,6 @@ shown are the median and the worst over the LayerNorms that a rotation reaches, 
 and how far the rotated model's outputs are from the model's, relative to their RMS.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -28,12 +27,7 @@ IMAGES = 64
 
 def main() -> None:
     """Print one row a model and variant."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", type=Path)
-    parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--only", action="append", help="model name; repeatable")
+    parser = fidelity.subjects_parser(__doc__)
     parser.add_argument("--strength", type=int, default=128, choices=(8, 32, 128, 512))
     parser.set_defaults(images=IMAGES)
     options = parser.parse_args()
