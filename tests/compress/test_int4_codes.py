@@ -115,6 +115,56 @@ def test_on_few_channels_it_comes_near_the_best_codes_of_all():
     assert error_of(weight, matrix, moments) < 1.5 * best
 
 
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_a_turn_gives_every_block_its_best_scale_and_every_weight_its_best_code(zero_points: bool):
+    """Against the definition in float64, one block and one column at a time; two slices."""
+    inputs, size = codes._SLICE + 64, 32
+    x = correlated(3 * inputs, inputs)
+    moments = (x.T @ x / len(x)).astype(np.float32)
+    matrix = matrix_of(5, inputs)
+    steps = codes.search_steps(matrix, size, np.diag(moments), zero_points=zero_points)
+    state = codes._State(matrix, codes._rounded(matrix, steps), steps, moments)
+    zeros = np.zeros(steps.scales.shape) if steps.zeros is None else steps.zeros
+    zeros, scales = np.repeat(zeros, size, axis=1), steps.scales.astype(np.float64)
+    chosen = state.codes.astype(np.float64)
+
+    def gradient() -> np.ndarray:
+        values = (chosen - zeros) * np.repeat(scales, size, axis=1)
+        return (matrix - values) @ moments.astype(np.float64)
+
+    state.choose_scales_()
+    for block in range(inputs // size):
+        at = slice(block * size, (block + 1) * size)
+        counts = (chosen - zeros)[:, at]
+        inner = np.sum((counts @ moments[at, at]) * counts, axis=1)
+        scales[:, block] += np.sum(gradient()[:, at] * counts, axis=1) / inner
+        scales[:, block] = scales[:, block].astype(np.float16)
+    assert np.mean(state.steps.scales != scales) < 0.01  # float32 may round to the next FP16
+    scales = state.steps.scales.astype(np.float64)
+
+    state.choose_codes_()
+    for column in range(inputs):
+        step = gradient()[:, column] / (moments[column, column] * scales[:, column // size])
+        chosen[:, column] = np.clip(np.rint(chosen[:, column] + step), -8, 7)
+    assert np.mean(state.codes != chosen) < 0.01
+    chosen = state.codes.astype(np.float64)
+    np.testing.assert_allclose(state._gradient, gradient(), atol=1e-3 * np.abs(moments).max())
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_rows_have_the_same_steps_however_many_are_searched_together(
+    zero_points: bool, monkeypatch: pytest.MonkeyPatch
+):
+    matrix, power = matrix_of(7, 64), np.linspace(0.1, 2.0, 64)
+    together = nearest(matrix, 16, power, zero_points=zero_points)
+    monkeypatch.setattr(codes, "_FEW_WEIGHTS", 3 * 64)
+    apart = nearest(matrix, 16, power, zero_points=zero_points)
+    np.testing.assert_array_equal(apart.codes, together.codes)
+    np.testing.assert_array_equal(apart.scales, together.scales)
+    if together.zeros is not None:
+        np.testing.assert_array_equal(apart.zeros, together.zeros)
+
+
 def test_silent_channels_are_no_trouble():
     weight = gptq(matrix_of(3, 32), 16, np.zeros((32, 32)), zero_points=False)
     assert np.isfinite(weight.dequantized()).all()

@@ -53,7 +53,7 @@ def by_the_paper(matrix: np.ndarray, moments: np.ndarray, bits: int) -> np.ndarr
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_codes_are_those_of_the_paper(bits: int):
-    x = correlated(600, 150)  # more columns than one block of 128
+    x = correlated(600, 150)  # halves of halves, and no power of two
     matrix = np.random.default_rng(1).standard_normal((6, 150)).astype(np.float32)
     codes, _ = gptq(matrix, x.T @ x, Grid(bits))
     expected = by_the_paper(matrix, x.T @ x, bits)

@@ -35,8 +35,8 @@ _FIRST_GUESS = 1e-10
 """Seconds for a multiply-accumulate, until one product has been rounded."""
 _CALL_OPERATIONS = 1e6
 """What the calls for one channel take, in multiply-accumulates."""
-_BLOCK = 128
-"""Columns rounded before the rest of the matrix is brought up to date."""
+_FEW_ROWS = 16
+"""Channels rounded one by one, each bringing the next up to date; above that, halves in turn."""
 
 
 @dataclass(frozen=True)
@@ -221,25 +221,31 @@ def compensated_codes(matrix: np.ndarray, spread: ErrorSpread, steps: Steps) -> 
         spread: of the second moments of the input.
         steps: of groups that divide the input channels.
     """
-    count = matrix.shape[1]
-    size = count // steps.scales.shape[1]
     order, factor = spread.order, spread.factor
-    weights = matrix[:, order].astype(np.float64)
-    scales = steps.scales.astype(np.float64)[:, order // size]
-    zeros = np.zeros(scales.shape) if steps.zeros is None else steps.zeros[:, order // size]
-    codes = np.empty(weights.shape, np.int8)
-    for start in range(0, count, _BLOCK):
-        end = min(start + _BLOCK, count)
-        errors = np.empty((len(weights), end - start))
-        for column in range(start, end):
-            scale, zero = scales[:, column], zeros[:, column]
-            code = np.clip(np.rint(weights[:, column] / scale) + zero, steps.lowest, steps.highest)
-            codes[:, order[column]] = code
-            error = (weights[:, column] - (code - zero) * scale) / factor[column, column]
-            weights[:, column:end] -= np.outer(error, factor[column, column:end])
-            errors[:, column - start] = error
-        weights[:, end:] -= errors @ factor[start:end, end:]
-    return codes
+    groups = order // (matrix.shape[1] // steps.scales.shape[1])
+    # A row for each input channel, in the order of rounding: what one step touches lies together.
+    rows = matrix.T[order].astype(np.float64)
+    scales = steps.scales.T.astype(np.float64)
+    zeros = np.zeros(scales.shape) if steps.zeros is None else steps.zeros.T
+    codes = np.empty(rows.shape, np.int8)
+
+    def choose_(start: int, end: int) -> None:
+        """Choose the codes of some rows, and leave their errors in the rows' place."""
+        if end - start > _FEW_ROWS:
+            middle = (start + end) // 2
+            choose_(start, middle)
+            rows[middle:end] -= factor[start:middle, middle:end].T @ rows[start:middle]
+            choose_(middle, end)
+            return
+        for row in range(start, end):
+            scale, zero = scales[groups[row]], zeros[groups[row]]
+            code = np.clip(np.rint(rows[row] / scale) + zero, steps.lowest, steps.highest)
+            codes[order[row]] = code
+            rows[row] = (rows[row] - (code - zero) * scale) / factor[row, row]
+            rows[row + 1 : end] -= np.outer(factor[row, row + 1 : end], rows[row])
+
+    choose_(0, len(rows))
+    return np.ascontiguousarray(codes.T)
 
 
 def _scales(matrix: np.ndarray, size: int, grid: Grid) -> np.ndarray:
@@ -251,7 +257,7 @@ def _scales(matrix: np.ndarray, size: int, grid: Grid) -> np.ndarray:
 
 def error_spread(moments: np.ndarray) -> ErrorSpread:
     """Return how errors spread where the input has the second moments (in, in)."""
-    from scipy.linalg import solve_triangular
+    from scipy.linalg import cholesky, lapack
 
     # The channels of most power first: the others can still make up for their errors.
     order = np.argsort(-np.diag(moments), kind="stable")
@@ -261,8 +267,8 @@ def error_spread(moments: np.ndarray) -> ErrorSpread:
     diagonal = np.einsum("ii->i", turned)
     mean = float(diagonal.mean())
     diagonal += DAMPING * mean if mean > 0 else 1.0
-    lower = np.linalg.cholesky(turned)
-    inverse = solve_triangular(lower, np.eye(len(turned)), lower=True, check_finite=False)
+    lower = cholesky(turned.T, lower=False, overwrite_a=True, check_finite=False).T
+    inverse = lapack.dtrtri(lower.T, lower=0, overwrite_c=1)[0].T
     return ErrorSpread(order, np.ascontiguousarray(inverse[::-1, ::-1]))
 
 

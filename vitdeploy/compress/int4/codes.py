@@ -6,6 +6,7 @@ scales; with the codes given the best scales follow by least squares, block by b
 those each code can be chosen anew. Every turn lowers the error. Nothing here knows a graph.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +20,12 @@ SHARES = tuple(np.linspace(0.6, 1.0, 17))
 """Shares of a block's largest weight at which its largest code is tried."""
 TURNS = 3
 """Of choosing scales and codes; the first takes off most, the fourth below one per cent."""
-_SLICE = 128
-"""Columns whose codes are chosen before the rest of the gradient is brought up to date."""
+_SLICE = 512
+"""Columns, whole blocks, that are chosen before the rest of the gradient is brought up to date."""
+_FEW_WEIGHTS = 1 << 16
+"""Whose steps are chosen together, so that what a share takes stays in the caches."""
+_FEW_ROWS = 16
+"""Of a slice, columns chosen one by one, each bringing the next up to date; above that, halves."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,30 @@ def search_steps(
         zero_points: whether blocks have one.
     """
     outputs, inputs = matrix.shape
-    blocks = matrix.reshape(outputs, inputs // block_size, block_size)
     cost = np.ones(inputs) if power is None else np.maximum(power, 0.0)
     cost = cost.astype(np.float32).reshape(1, -1, block_size)
+    shares = SHARES if power is not None else (1.0,)
+    few = max(1, _FEW_WEIGHTS // inputs)
+    parts = [
+        _best_steps(matrix[start : start + few], cost, shares, zero_points=zero_points)
+        for start in range(0, outputs, few)
+    ]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return replace(
+        parts[0],
+        scales=np.concatenate([part.scales for part in parts]),
+        zeros=np.concatenate(zeros) if zeros else None,
+    )
+
+
+def _best_steps(
+    matrix: np.ndarray, cost: np.ndarray, shares: Sequence[float], *, zero_points: bool
+) -> Steps:
+    """Return the steps of least error at any of the shares; `cost` (1, blocks, in of a block)."""
+    blocks = matrix.reshape(len(matrix), *cost.shape[1:])
     best = Steps(np.empty(0), LOWEST, HIGHEST)
     least: np.ndarray | None = None
-    for share in SHARES if power is not None else (1.0,):
+    for share in shares:
         steps = _steps_at(blocks, float(share), zero_points=zero_points)
         codes = _rounded(matrix, steps).reshape(blocks.shape)
         counts = codes - (0 if steps.zeros is None else steps.zeros[:, :, None])
@@ -175,47 +198,72 @@ class _State:
     def choose_scales_(self) -> None:
         """Give every block in turn the scale of least error for its codes."""
         scales = self.steps.scales.copy()
-        for block in range(scales.shape[1]):
-            columns = slice(block * self._size, (block + 1) * self._size)
+        for columns in self._slices():
+            own = self._gradient[:, columns].copy()
             counts = self._counts(columns)
-            inner = np.sum((counts @ self._moments[columns, columns]) * counts, axis=1)
-            slope = np.sum(self._gradient[:, columns] * counts, axis=1)
-            wanted = scales[:, block] + np.divide(
-                slope, inner, out=np.zeros_like(slope), where=inner > 0
-            )
-            # A scale that leaves the positive numbers means codes of noise: they keep theirs.
-            valid = wanted > 0.25 * scales[:, block]
-            chosen = np.where(valid, _half(wanted), scales[:, block])
-            change = chosen - scales[:, block]
-            self._gradient -= (counts * change[:, None]) @ self._moments[columns]
-            scales[:, block] = chosen
+            changes = np.empty_like(counts)
+            for block in range(columns.start // self._size, columns.stop // self._size):
+                within = slice(block * self._size, (block + 1) * self._size)
+                at = slice(within.start - columns.start, within.stop - columns.start)
+                inner = np.sum((counts[:, at] @ self._moments[within, within]) * counts[:, at], 1)
+                slope = np.sum(own[:, at] * counts[:, at], axis=1)
+                wanted = scales[:, block] + np.divide(
+                    slope, inner, out=np.zeros_like(slope), where=inner > 0
+                )
+                # A scale that leaves the positive numbers means codes of noise: they keep theirs.
+                valid = wanted > 0.25 * scales[:, block]
+                chosen = np.where(valid, _half(wanted), scales[:, block])
+                changes[:, at] = counts[:, at] * (chosen - scales[:, block])[:, None]
+                own -= changes[:, at] @ self._moments[within, columns]
+                scales[:, block] = chosen
+            self._gradient -= changes @ self._moments[columns]
         self.steps = replace(self.steps, scales=scales)
 
     def choose_codes_(self) -> None:
         """Give every weight in turn the code of least error, all others given."""
+        for columns in self._slices():
+            # A row for each column: what one step touches lies together.
+            own = np.ascontiguousarray(self._gradient[:, columns].T)
+            codes = np.ascontiguousarray(self.codes[:, columns].T)
+            within = self._moments[columns, columns]
+            scales = self.steps.scales[:, self._blocks_of(columns)].T
+            self._choose_rows_(own, codes, within, np.ascontiguousarray(scales))
+            self.codes[:, columns] = codes.T
+            self._gradient -= own.T @ self._moments[columns]
+
+    def _choose_rows_(
+        self, own: np.ndarray, codes: np.ndarray, within: np.ndarray, scales: np.ndarray
+    ) -> None:
+        """Choose codes (in, out); `own`, their gradient, becomes the change of their weights."""
+        count = len(own)
+        if count > _FEW_ROWS:
+            first, second = slice(0, count // 2), slice(count // 2, count)
+            self._choose_rows_(own[first], codes[first], within[first, first], scales[first])
+            own[second] -= within[second, first] @ own[first]
+            self._choose_rows_(own[second], codes[second], within[second, second], scales[second])
+            return
+        for row in range(count):
+            before = codes[row].astype(np.float32)
+            wanted = before + own[row] / (within[row, row] * scales[row])
+            after = np.clip(np.rint(wanted), self.steps.lowest, self.steps.highest)
+            codes[row] = after
+            own[row] = (after - before) * scales[row]
+            own[row + 1 :] -= np.outer(within[row + 1 :, row], own[row])
+
+    def _slices(self) -> Iterator[slice]:
         inputs = self.codes.shape[1]
         for start in range(0, inputs, _SLICE):
-            columns = slice(start, min(start + _SLICE, inputs))
-            own = self._gradient[:, columns].copy()
-            within = self._moments[columns, columns]
-            changes = np.zeros_like(own)
-            for number, column in enumerate(range(columns.start, columns.stop)):
-                block = column // self._size
-                scale = self.steps.scales[:, block]
-                before = self.codes[:, column].astype(np.float32)
-                wanted = before + own[:, number] / (within[number, number] * scale)
-                after = np.clip(np.rint(wanted), self.steps.lowest, self.steps.highest)
-                changes[:, number] = (after - before) * scale
-                own -= np.outer(changes[:, number], within[number])
-                self.codes[:, column] = after
-            self._gradient -= changes @ self._moments[columns]
+            yield slice(start, min(start + _SLICE, inputs))
 
     def _counts(self, columns: slice) -> np.ndarray:
         """Return (out, columns) how many steps each code stands for."""
         counts = self.codes[:, columns].astype(np.float32)
         if self.steps.zeros is not None:
-            counts -= self.steps.zeros[:, columns.start // self._size][:, None]
+            counts -= self.steps.zeros[:, self._blocks_of(columns)]
         return counts
+
+    def _blocks_of(self, columns: slice) -> np.ndarray:
+        return np.asarray(np.arange(columns.start, columns.stop) // self._size)
 
     def _values(self) -> np.ndarray:
         zeros = 0 if self.steps.zeros is None else np.repeat(self.steps.zeros, self._size, axis=1)
