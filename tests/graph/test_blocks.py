@@ -13,6 +13,7 @@ from vitdeploy.graph.blocks import (
     block_of,
     block_sizes,
     half_scales_,
+    half_weights_,
     insert_weights_,
 )
 from vitdeploy.graph.qdq import quantize_weight
@@ -71,11 +72,14 @@ def test_two_codes_share_a_byte_and_the_float_weight_is_gone(tmp_path: Path):
     assert len(stored["weight_int4"].raw_data) == 64 * 6 // 2
 
 
-def test_onnxruntime_fuses_the_weight_into_the_product(tmp_path: Path):
+@pytest.mark.parametrize("has_half_scales", [False, True])
+def test_onnxruntime_fuses_the_weight_into_the_product(has_half_scales: bool, tmp_path: Path):
     import onnxruntime as ort
 
     model, _ = product()
     insert_weights_(model, {"product": blocked()})
+    if has_half_scales:
+        half_scales_(model)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -84,6 +88,31 @@ def test_onnxruntime_fuses_the_weight_into_the_product(tmp_path: Path):
     )
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
     assert [node.op_type for node in nodes] == ["MatMulNBits"]
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_half_scales_change_the_file_and_not_one_bit(zero_points: bool, tmp_path: Path):
+    model, _ = product()
+    insert_weights_(model, {"product": blocked(zero_points)})
+    x = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
+    before = run(model, x)
+    assert half_scales_(model) == 1
+    assert half_scales_(model) == 0
+    assert block_sizes(model) == (16,)
+    np.testing.assert_array_equal(run(model, x), before)
+    ir.save(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    stored = {t.name: t.data_type for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert stored["weight_scale_half"] == TensorProto.FLOAT16
+    assert TensorProto.FLOAT not in stored.values()
+
+
+def test_scales_that_fp16_does_not_hold_stay_as_they_are():
+    model, _ = product()
+    weight = blocked()
+    insert_weights_(model, {"product": BlockedWeight(weight.codes, weight.scales / np.float32(3))})
+    assert half_scales_(model) == 0
+    assert half_weights_(model) == 0
 
 
 def test_other_products_become_int8_by_output_channel():
@@ -95,17 +124,17 @@ def test_other_products_become_int8_by_output_channel():
     assert block_sizes(model) == ()
 
 
-def test_half_scales_change_the_file_and_not_the_numbers():
+def test_weights_dequantised_to_fp16_differ_by_its_rounding_alone():
     model, _ = product()
     insert_weights_(model, {"product": blocked()})
     x = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
     before = run(model, x)
-    assert half_scales_(model) == 1
+    assert half_weights_(model) == 1
     types = {v.name: v.dtype for v in model.graph.initializers.values()}
     assert types["weight_scale_half"] == ir.DataType.FLOAT16
     # FP16 of a code times a scale has 11 bits
     np.testing.assert_allclose(run(model, x), before, rtol=2e-2, atol=2e-2)
-    assert half_scales_(model) == 0
+    assert half_weights_(model) == 0
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,20 @@ def test_the_files_are_small(name: str, graph: ir.Model, tmp_path: Path):
     assert path.stat().st_size < 0.3 * whole.stat().st_size
 
 
+def test_scales_are_stored_in_fp16_and_onnxruntimes_numbers_are_the_same(
+    graph: ir.Model, tmp_path: Path
+):
+    artifact = built("onnx", graph, tmp_path)
+    constants = onnx.load(artifact.path).graph.initializer
+    blocks = [tensor for tensor in constants if tensor.data_type == onnx.TensorProto.INT4]
+    halves = [tensor for tensor in constants if tensor.data_type == onnx.TensorProto.FLOAT16]
+    assert len(blocks) == len(halves) > 0
+    with runner_from_model(graph, settings=EXACT) as runner:
+        expected = runner(FEEDS)["logits"]
+    with load_target("onnx").open(artifact) as runner:
+        np.testing.assert_array_equal(runner(FEEDS)["logits"], expected)
+
+
 def test_tensorrt_gets_one_strong_graph_that_keeps_its_rules(graph: ir.Model, tmp_path: Path):
     artifact = built("trt", graph, tmp_path)
     graphs = [file.name for file in artifact.files if file.suffix == ".onnx"]

@@ -81,31 +81,39 @@ def insert_weights_(
     remove_unused_initializers(model)
 
 
-def half_scales_(model: ir.Model) -> int:
-    """Store the scales of constant weights in FP16, with a Cast behind; return how many.
+def half_weights_(model: ir.Model) -> int:
+    """Dequantise constant weights to FP16, with a Cast behind, in place; return how many.
 
-    Half their size, and the same numbers, for they were chosen so. OpenVINO reads the pair as it
-    reads the weights that NNCF compresses.
+    The scales take half their size, and are the same numbers, for they were chosen so. OpenVINO
+    reads the pair as it reads the weights that NNCF compresses.
     """
-    count = 0
-    for node in list(model.graph):
-        if node.op_type != "DequantizeLinear" or not _is_stored_weight(node):
-            continue
-        scales = constant_of(node.inputs[1])
-        half = np.asarray(scales, np.float16)
-        if scales is None or scales.dtype != np.float32 or not np.array_equal(half, scales):
-            continue
+    changed = _with_half_scales(model)
+    for node, half in changed:
         node.replace_input_with(1, new_constant_(model.graph, f"{node.inputs[1].name}_half", half))
         output = node.outputs[0]
-        cast = ir.node(
-            "Cast", [output], attributes={"to": ir.DataType.FLOAT.value}, name=f"{node.name}/Cast"
-        )
+        cast = _cast_to_float(output, f"{node.name}/Cast")
         insert_after_(output, cast)
         cast.outputs[0].name = f"{output.name}_float"
         output.type = ir.TensorType(ir.DataType.FLOAT16)
-        count += 1
     remove_unused_initializers(model)
-    return count
+    return len(changed)
+
+
+def half_scales_(model: ir.Model) -> int:
+    """Store the scales of constant weights in FP16, each with a Cast, in place; return how many.
+
+    Half their size, and the same numbers to the bit. ONNX Runtime folds the Cast when it loads the
+    file, and then fuses as ever; it does not where weights are dequantised to FP16.
+    """
+    changed = _with_half_scales(model)
+    for node, half in changed:
+        stored = new_constant_(model.graph, f"{node.inputs[1].name}_half", half)
+        cast = _cast_to_float(stored, f"{node.name}/Cast")
+        model.graph.insert_before(node, cast)
+        cast.outputs[0].name = f"{stored.name}_float"
+        node.replace_input_with(1, cast.outputs[0])
+    remove_unused_initializers(model)
+    return len(changed)
 
 
 def has_blocks(model: ir.Model) -> bool:
@@ -121,6 +129,25 @@ def block_sizes(model: ir.Model) -> tuple[int, ...]:
         if node.op_type == "DequantizeLinear" and "block_size" in node.attributes
     }
     return tuple(sorted(found - {0}))
+
+
+def _with_half_scales(model: ir.Model) -> list[tuple[ir.Node, np.ndarray]]:
+    """Return what dequantises constant weights by FP32 scales that FP16 holds, and these."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "DequantizeLinear" or not _is_stored_weight(node):
+            continue
+        scales = constant_of(node.inputs[1])
+        half = np.asarray(scales, np.float16)
+        if scales is not None and scales.dtype == np.float32 and np.array_equal(half, scales):
+            found.append((node, half))
+    return found
+
+
+def _cast_to_float(value: ir.Value, name: str) -> ir.Node:
+    node = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT.value}, name=name)
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return node
 
 
 def _is_stored_weight(node: ir.Node) -> bool:

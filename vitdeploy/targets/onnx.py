@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vitdeploy.bundle import Artifact, TensorInfo
 from vitdeploy.cpu import cpu_has
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
+from vitdeploy.graph.blocks import half_scales_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import (
     PROTOBUF_LIMIT_BYTES,
@@ -121,12 +122,14 @@ def build(request: BuildRequest) -> Artifact:
     model = request.model
     if request.precision == "fp16":
         model = half_from_model(model)
-    path = request.folder / f"{request.part}.onnx"
-    files = save_model(model, path)
     settings = {}
     if request.precision in _MATMULNBITS_LEVELS:
+        model = model.clone()
+        half_scales_(model)
         level = _MATMULNBITS_LEVELS[request.precision]
         settings = {"session.qdq_matmulnbits_accuracy_level": level}
+    path = request.folder / f"{request.part}.onnx"
+    files = save_model(model, path)
     artifact = artifact_from_files(NAME, files, request, settings)
     with open(artifact):
         return artifact

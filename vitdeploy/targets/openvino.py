@@ -13,7 +13,7 @@ import openvino as ov
 from vitdeploy.bundle import Artifact
 from vitdeploy.cpu import cpu_has, has_core_kinds, has_sibling_threads
 from vitdeploy.errors import DataError, ExportError, UnsupportedError
-from vitdeploy.graph.blocks import block_sizes, half_scales_
+from vitdeploy.graph.blocks import block_sizes, half_weights_
 from vitdeploy.graph.conv_bias import bias_shared_convs_
 from vitdeploy.graph.qdq import QuantScheme
 from vitdeploy.graph.save import save_model
@@ -159,7 +159,7 @@ def build(request: BuildRequest) -> Artifact:
     bias_shared_convs_(model)
     blocks = block_sizes(model)
     if blocks:
-        half_scales_(model)
+        half_weights_(model)
         settings[GROUP] = str(blocks[0] if request.precision == "w4a8" else 0)
     passing = request.folder / f".{request.part}.onnx"
     passing_files = save_model(model, passing)

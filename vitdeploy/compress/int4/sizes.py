@@ -45,9 +45,9 @@ def spare_bytes(
 
 
 def int4_bytes(site: WeightSite, block: int, *, zero_points: bool) -> float:
-    """Return what a product's weights take: codes, FP32 scales, and zero points where asked for."""
+    """Return what a product's weights take: codes, FP16 scales, and zero points where asked for."""
     size = array_of(site.weight).size
-    return size / 2 + size / block * (4.5 if zero_points else 4.0)
+    return size / 2 + size / block * (2.5 if zero_points else 2.0)
 
 
 def int8_bytes(site: WeightSite) -> float:
