@@ -121,7 +121,9 @@ def run_peers(options: argparse.Namespace) -> None:
         command += ["--methods", options.methods]
         command += ["--image-size", str(pixels)] if pixels else []
         command += ["--calib", options.calib] if options.calib else []
-        subprocess.run(command, check=False)
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            print(f"{name:22} ended with status {status}; -9 is want of memory", flush=True)
 
 
 def print_peers(name: str, pixels: int | None, options: argparse.Namespace) -> None:
