@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.graph.exactness import canonical
-from vitdeploy.compress import attention_int8
+from vitdeploy.compress import attention_int8, int8
 from vitdeploy.compress.attention_int8 import quietest
 from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.errors import CompressionError
@@ -26,9 +26,13 @@ OPTIONS = {"placement": "all", "folds": "off", "clip": "minmax", "rounding": "ne
 
 
 def quantize(
-    family: str, pinned: Int8Choices | None = None, options: dict | None = None, **scheme: object
+    family: str,
+    pinned: Int8Choices | None = None,
+    options: dict | None = None,
+    images: tuple[np.ndarray, np.ndarray] = (PIXELS[:2], PIXELS[2:]),
+    **scheme: object,
 ) -> Int8Result:
-    feeds = [{"pixel_values": PIXELS[:2]}, {"pixel_values": PIXELS[2:]}]
+    feeds = [{"pixel_values": pixels} for pixels in images]
     return quantize_int8(
         canonical(family),
         QuantScheme(**{**SCHEME, **scheme}),
@@ -78,6 +82,20 @@ def test_a_noisy_site_stays_float_throughout(monkeypatch: pytest.MonkeyPatch):
     assert [reason for _, reason in result.attention.kept_float] == [
         "its noise is out of proportion"
     ] * 2
+
+
+def test_it_is_judged_on_other_images_than_those_that_gave_its_ranges(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(int8, "mixed", lambda batches, _: list(batches()))
+    # 48 dB: what images like those of the ranges stay far below, and others do not
+    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.5e-5)
+    monkeypatch.setattr(attention_int8, "NOISE_BESIDE_PRODUCTS", 0.0)
+    blank, shown = np.zeros_like(PIXELS[:2]), PIXELS[2:]
+    assert len(quantize("vit", images=(shown, blank)).attention.ceilings) == 2
+    surprised = quantize("vit", images=(blank, shown)).attention
+    assert max(surprised.noise.values()) > 1e-4
+    assert len(surprised.ceilings) < 2
 
 
 @pytest.mark.parametrize(

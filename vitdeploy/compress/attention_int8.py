@@ -4,7 +4,8 @@ Products of two activations gain speed only where a runtime fuses the whole atte
 TensorRT does. Ranges of q, k and v are the extremes over calibration images (a clip search gained
 0.04 dB on Swin). Nearly all noise is the softmax's, whose few large values share 127 codes with
 many small ones, so its largest code is searched. Each site is measured alone at the model's
-output, and the quietest are taken while their noise stays small.
+output, on other images than those that gave its ranges, and the quietest are taken while their
+noise stays small.
 """
 
 import math
@@ -44,12 +45,16 @@ NOISE_BESIDE_PRODUCTS = 0.5
 SMALL_NOISE = 2.5e-4
 """Or this much where q, k and v are not packed (TensorRT, which gains more by it): at 36 dB the
 small trained models (ViT, Swin, FastViT) agree on 99 % of images."""
-CEILINGS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Shares of the largest softmax value seen that are tried as the largest code."""
+CEILINGS = (1.5, 1.25, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Of the largest softmax value that 16 images show: what is tried as the largest code, up to 1."""
+ATTENTION_IMAGES = 256
+"""Calibration images in all; half of them give the ceilings, the others judge, and of both as many
+are read as the time allows. On few, ceilings are found that rare images pay for (vit-digits on
+OpenVINO: 44 dB on 16, 51 on 64, 60 on 256)."""
 _IMAGES = 16
-_CEILING_IMAGES = 64
-"""As many as the time allows: on few, a ceiling is found that rare images pay for (vit-digits on
-OpenVINO: 44 dB in place of 51)."""
+"""That give the extremes."""
+_JUDGED_TOGETHER = 4
+"""Images in a run of the graph that judges; of the search's, as many as the time allows."""
 _CEILING_SHARE = 0.4
 """Of the time left then."""
 _RANGE_COST = 1.5
@@ -100,21 +105,20 @@ def quantize_attention_(quantized: ir.Model, request: AttentionRequest) -> Atten
         sites = _pinned(sites, request.pinned)
     if not sites:
         return AttentionInt8(kept_float=tuple(kept))
-    many = request.batches
-    images = _cropped(request, spread(many, _IMAGES))
-    request = replace(request, batches=lambda: images)
-    reason = _too_slow_reason(request, len(images))
+    fitted, judged = _halves(request)
+    images = _cropped(request, spread(fitted, _IMAGES))
+    reason = _too_slow_reason(request, judged)
     if request.pinned is None and reason is not None:
         return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
-    ranges = _ranges(sites, request)
-    ceilings = request.pinned or _ceilings(sites, ranges, replace(request, batches=many))
+    ranges = _ranges(sites, replace(request, batches=lambda: images))
+    ceilings = request.pinned or _ceilings(sites, ranges, replace(request, batches=fitted))
     for site in sites:
         softmax = _probes(site, request.scheme)[-1].value_name
         ranges[softmax] = ActivationRange(0.0, ceilings[site.name])
     noise: dict[str, float] = {}
     chosen = [site.name for site in sites]
     if request.pinned is None:
-        measured = _measure(sites, ranges, quantized, request)
+        measured = _measure(sites, ranges, quantized, replace(request, batches=judged))
         if measured is None:
             reason = f"measuring its noise would take more than {request.budget.left:.3g} s"
             return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
@@ -203,10 +207,27 @@ def _pinned(
     return [known[name] for name in names]
 
 
-def _too_slow_reason(request: AttentionRequest, batches: int) -> str | None:
-    """Return why not even all attention at once can be judged on one image, or None."""
+def _halves(request: AttentionRequest) -> tuple[Batches, Batches]:
+    """Return the images that give ranges and ceilings, and those that judge them, a few at a time.
+
+    On images that gave its ceiling, a site of vit-digits had a hundredth of the noise that it
+    makes on others.
+    """
+    listed = list(request.batches())
+    others = listed[1::2] or listed
+    if not _is_fixed(request):
+        others = [
+            {name: value[start : start + _JUDGED_TOGETHER] for name, value in feeds.items()}
+            for feeds in others
+            for start in range(0, _count(feeds), _JUDGED_TOGETHER)
+        ]
+    return lambda: iter(listed[0::2]), lambda: iter(others)
+
+
+def _too_slow_reason(request: AttentionRequest, judged: Batches) -> str | None:
+    """Return why not even all attention at once can be judged on one batch, or None."""
     budget = request.budget
-    runs = _RANGE_COST * _IMAGES + _RUN_COST * _RUNS_TOGETHER * _IMAGES / batches
+    runs = _RANGE_COST * _IMAGES + _RUN_COST * _RUNS_TOGETHER * _count(next(iter(judged())))
     seconds = runs * budget.image_seconds + _BUILDS * budget.build_seconds
     if budget.left > 0 and seconds <= budget.left:
         return None
@@ -230,15 +251,19 @@ def _ceilings(
 ) -> dict[str, float]:
     """Return by site the softmax value to end the codes at, for the least error."""
     probes = {site.name: _probes(site, request.scheme)[-1] for site in sites}
-    tops = {name: ranges[probe.value_name].high for name, probe in probes.items()}
-    candidates = {
-        probe: [RangeCandidate(ActivationRange(0.0, tops[name] * share)) for share in CEILINGS]
+    tried = {
+        name: sorted({min(ranges[probe.value_name].high * share, 1.0) for share in CEILINGS})
         for name, probe in probes.items()
     }
-    seen = limited(request.batches, _CEILING_IMAGES, request.budget.until(_CEILING_SHARE))
+    candidates = {
+        probe: [RangeCandidate(ActivationRange(0.0, top)) for top in tried[name]]
+        for name, probe in probes.items()
+    }
+    is_over = request.budget.until(_CEILING_SHARE)
+    seen = limited(request.batches, ATTENTION_IMAGES, is_over)
     errors = collect_range_errors(request.folded, candidates, request.scheme, seen)
     return {
-        name: tops[name] * CEILINGS[int(np.argmin(errors[probe.value_name].sum(axis=1)))]
+        name: tried[name][int(np.argmin(errors[probe.value_name].sum(axis=1)))]
         for name, probe in probes.items()
     }
 
@@ -263,6 +288,7 @@ def _measure(
     from vitdeploy.targets.onnx import runner_from_model
 
     names = [site.name for site in sites]
+    sets = 1 + math.log2(1 + len(names))  # that `quietest` measures
     switched = _with_switches(request.folded, sites, ranges, request.scheme)
     products, seconds = 0.0, 0.0
     read: list[tuple[Feeds, Outputs]] = []
@@ -279,8 +305,8 @@ def _measure(
             seconds = request.budget.spent - start
             products += relative_noise(reference(feeds), int8(feeds))
             read.append((feeds, off))
-            # Enough to judge all at once; where that is too noisy, one image ranks the sites.
-            if seconds * (3 * _RUNS_TOGETHER + len(read)) > request.budget.left:
+            # All at once are judged on these, and where that is too noisy, sets of sites.
+            if seconds * (3 * _RUNS_TOGETHER + sets * len(read)) > request.budget.left:
                 break
 
         def noise_of(chosen: Sequence[str], seen: Sequence[tuple[Feeds, Outputs]]) -> float:
@@ -293,14 +319,18 @@ def _measure(
             spare = max(spare, SMALL_NOISE)
         if noise_of(names, read) <= spare:
             return {}, names
-        batch = read[:1]
-        image = batch if _is_fixed(request) else [(_first(batch[0][0]), _first(batch[0][1]))]
-        share = 1 if _is_fixed(request) else 1 / len(next(iter(batch[0][0].values())))
-        runs = len(names) * share + 1 + math.log2(1 + len(names))
-        if runs * seconds > request.budget.left:
-            return None
-        noise = {name: noise_of([name], image) for name in names}
-        return noise, quietest(noise, spare, lambda chosen: noise_of(chosen, batch))
+        if (len(names) + sets) * len(read) * seconds <= request.budget.left:
+            alone, whole = read, read
+        else:
+            # one image ranks the sites, and one batch judges where there is no time for more
+            feeds, off = read[0]
+            alone = read[:1] if _is_fixed(request) else [(_first(feeds), _first(off))]
+            ranking = len(names) * _count(alone[0][0]) / _count(feeds)
+            whole = read[: int((request.budget.left / seconds - ranking) / sets)]
+            if not whole:
+                return None
+        noise = {name: noise_of([name], alone) for name in names}
+        return noise, quietest(noise, spare, lambda chosen: noise_of(chosen, whole))
 
 
 def _with_switches(
@@ -348,6 +378,10 @@ def _is_fixed(request: AttentionRequest) -> bool:
     """Return whether the graph takes batches of one size only."""
     shape = request.folded.graph.inputs[0].shape
     return shape is not None and isinstance(shape[0], int)
+
+
+def _count(feeds: Feeds) -> int:
+    return len(next(iter(feeds.values())))
 
 
 def _first(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.compress.attention_int8 import (
+    ATTENTION_IMAGES,
     ATTENTION_SHARE,
     AttentionInt8,
     AttentionRequest,
@@ -140,11 +141,12 @@ def quantize_int8(
     attention = AttentionInt8()
     products_alone = quantized.clone()
     if scheme.most_int8_attention_tokens:
+        many = partial(mixed, batches, ATTENTION_IMAGES)
         known = None if pinned is None else pinned.attention_int8
         budget.reserved = 0.0
         attention = quantize_attention_(
             quantized,
-            AttentionRequest(model, folded.model, scheme, few, budget, known),
+            AttentionRequest(model, folded.model, scheme, many, budget, known),
         )
     found = folded.found
     result = Int8Result(
