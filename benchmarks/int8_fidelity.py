@@ -113,6 +113,7 @@ def subjects_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--models", type=Path)
     parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--only", action="append", help="model name; repeatable")
+    parser.add_argument("--draw", type=int, default=0, help="seed of which images calibrate")
     return parser
 
 
@@ -133,7 +134,7 @@ def subjects(options: argparse.Namespace, section: Int8Section) -> Iterator[Subj
             sets = tuple(scan_images(options.cifar10 / part, classes) for part in ("train", "val"))
         loaded = load(LoadOptions(source))
         preprocess = loaded.spec.preprocess
-        calibration = _pixels(sets[0].sample(CALIBRATION_IMAGES, 0), preprocess)
+        calibration = _pixels(sets[0].sample(CALIBRATION_IMAGES, options.draw), preprocess)
         chosen = sets[1].sample(min(options.images, len(sets[1])), 0)
         pixels = _pixels(chosen, preprocess)
         model = onnx_from_part(loaded.parts[0], calibration[:3], "dynamic", 20)
