@@ -24,6 +24,7 @@ SHARED_MODULES = (
     "sampling",
     "bias",
     "block_error",
+    "attention_folds",
     "attention_int8",
     "budget",
 )

@@ -6,7 +6,7 @@ positions and attention's products of two activations stay in float.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -14,6 +14,7 @@ from functools import cache, partial
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.compress.attention_folds import AttentionFold, fold_attention_
 from vitdeploy.compress.attention_int8 import (
     ATTENTION_IMAGES,
     ATTENTION_SHARE,
@@ -56,7 +57,8 @@ class FoldRecord:
     site: str
     fold: str
     strength: str
-    """`off`, `shift`, an alpha, or an alpha with `+shift`; `refused` where no fold applies."""
+    """`off`, `shift`, an alpha, or an alpha with `+shift`; `whole` where there is only one;
+    `refused` where no fold applies."""
     reason: str | None = None
 
 
@@ -132,11 +134,12 @@ def quantize_int8(
     unseen = cache(partial(mixed, held_out(batches), SEARCH_IMAGES))
     observer = _Observer(model, batches, memory or Memory(), request)
     rotated, statistics = _rotated_(copy, observer, few)
+    turned = _attention_folded_(copy, request, few)
     folded = folded_model(copy, request, unseen, statistics)
     placement = _placement(folded, request, few, rotated.kept_float)
     kept = set(placement.kept_float)
     chosen = [name for name in folded.quantization.weights if name not in kept]
-    rounded = _rounded(folded, chosen, observer, few, rotated.seeds)
+    rounded = _rounded(folded, chosen, observer, few, (*rotated.seeds.items(), *turned))
     quantized = _quantized_model(folded, chosen, rounded, corrects_bias=options.bias_correction)
     attention = AttentionInt8()
     products_alone = quantized.clone()
@@ -156,7 +159,7 @@ def quantize_int8(
         int8_macs_percent=100.0
         * sum(folded.macs[name] for name in chosen)
         / sum(folded.macs.values()),
-        folds=_records(found, rotated),
+        folds=_records(found, rotated, turned),
         choices=found.choices.model_copy(
             update={
                 "rotations": rotated.seeds,
@@ -280,6 +283,15 @@ def _rotated_(copy: ir.Model, observer: _Observer, few: Batches) -> tuple[Rotate
     return rotated, statistics
 
 
+def _attention_folded_(
+    copy: ir.Model, request: FoldRequest, few: Batches
+) -> tuple[AttentionFold, ...]:
+    """Fold queries and keys of `copy`, where its attention may become INT8."""
+    if not request.scheme.most_int8_attention_tokens or request.options.folds == "off":
+        return ()
+    return fold_attention_(copy, request.scheme, few)
+
+
 def _placement(
     folded: FoldedModel, request: FoldRequest, batches: Batches, proposed: tuple[str, ...]
 ) -> Placement:
@@ -302,7 +314,7 @@ def _rounded(
     names: Sequence[str],
     observer: _Observer,
     batches: Batches,
-    seeds: Mapping[str, int],
+    turns: tuple[Hashable, ...],
 ) -> dict[str, QuantizedWeight]:
     """Return by product the codes that GPTQ rounds better than to nearest."""
     request, scheme = observer.request, observer.request.scheme
@@ -311,7 +323,7 @@ def _rounded(
         return {}
     forms = (scheme.weight_bits, scheme.pointwise_convs_as_matmul, scheme.splits_qkv)
     strengths = folded.found.choices.strengths
-    known = observer.memory.codes((forms, tuple(seeds.items()), tuple(strengths.items())))
+    known = observer.memory.codes((forms, turns, tuple(strengths.items())))
     if request.pinned is not None and wanted <= set(known):
         return {name: codes for name, codes in known.items() if name in wanted}
     sites = [site for site in find_weight_sites(folded.model) if site.name in wanted]
@@ -340,8 +352,11 @@ def _quantized_model(
     return copy
 
 
-def _records(found: Found, rotated: Rotated) -> tuple[FoldRecord, ...]:
+def _records(
+    found: Found, rotated: Rotated, attention: Sequence[AttentionFold]
+) -> tuple[FoldRecord, ...]:
     turned = [FoldRecord(n, "rotation", f"seed {seed}") for n, seed in rotated.seeds.items()]
+    turned += [FoldRecord(fold.site, fold.fold, "whole") for fold in attention]
     folds = {group.name: group.fold for group, _ in found.folds}
     chosen = [
         FoldRecord(name, folds.get(name, "-"), label)
