@@ -1,13 +1,17 @@
 """F3 and F4 before INT8 attention: exact, undone outliers, and nothing where nothing is gained."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from tests.graph.exactness import canonical
 from vitdeploy.compress.attention_folds import fold_attention_
 from vitdeploy.compress.calibrate import Probe, collect_statistics
+from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.graph.folds import key_shift, query_key_scale
 from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.recipe import Int8Section
 from vitdeploy.targets.onnx import runner_from_model
 
 SCHEME = QuantScheme(
@@ -80,3 +84,15 @@ def test_rotary_keys_are_not_shifted():
     done = fold_attention_(model, SCHEME, batches)
     assert "key_shift" not in {fold.fold for fold in done}
     assert np.abs(outputs(model) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_pinned_choices_fold_the_same():
+    scheme = replace(SCHEME, splits_qkv=True, int8_attention_head_dims=(16,))
+    options = Int8Section(rounding="nearest", placement="all")
+    first = quantize_int8(hurt(), scheme, batches, options)
+    again = quantize_int8(hurt(), scheme, batches, options, pinned=first.choices)
+    assert [record.fold for record in first.folds].count("key_shift") == 2
+    one, other = (
+        ir.to_proto(result.model).SerializeToString(deterministic=True) for result in (first, again)
+    )
+    assert one == other
