@@ -11,6 +11,7 @@ from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.attention import find_attention
 from vitdeploy.graph.qdq import QuantScheme
+from vitdeploy.graph.surgery import constant_of
 from vitdeploy.recipe import Int8Choices, Int8Section
 from vitdeploy.targets.onnx import runner_from_model
 
@@ -48,17 +49,21 @@ def any_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
 
 
-def operands_in_int8(model: ir.Model) -> list[int]:
-    """By attention: how many of its four operands come from a DequantizeLinear."""
-    counts = []
+def operands(model: ir.Model) -> list[list[ir.Node]]:
+    """By attention: what its four operands come from, the softmax third."""
+    found = []
     for softmax in (node for node in model.graph if node.op_type == "Softmax"):
         products = [softmax.inputs[0].producer()]
         after = softmax.outputs[0].uses()[0].node
         while after.op_type in ("QuantizeLinear", "DequantizeLinear"):
             after = after.outputs[0].uses()[0].node
-        values = [value for product in (*products, after) for value in product.inputs]
-        counts.append(sum(v.producer().op_type == "DequantizeLinear" for v in values))
-    return counts
+        found.append([value.producer() for p in (*products, after) for value in p.inputs])
+    return found
+
+
+def operands_in_int8(model: ir.Model) -> list[int]:
+    """By attention: how many of its four operands come from a DequantizeLinear."""
+    return [sum(n.op_type == "DequantizeLinear" for n in nodes) for nodes in operands(model)]
 
 
 @pytest.mark.parametrize("family", ["vit", "hf_dinov2"])
@@ -96,6 +101,21 @@ def test_it_is_judged_on_other_images_than_those_that_gave_its_ranges(
     surprised = quantize("vit", images=(blank, shown)).attention
     assert max(surprised.noise.values()) > 1e-4
     assert len(surprised.ceilings) < 2
+
+
+def test_the_extremes_are_of_both_halves(monkeypatch: pytest.MonkeyPatch, any_noise: None):
+    monkeypatch.setattr(int8, "mixed", lambda batches, _: list(batches()))
+    blank, shown = np.zeros_like(PIXELS[:2]), PIXELS[2:]
+    scales = [
+        [
+            constant_of(node.inputs[1]).item()
+            for nodes in operands(quantize("vit", images=images).model)
+            for node in (*nodes[:2], nodes[3])
+        ]
+        for images in ((blank, shown), (shown, blank))
+    ]
+    assert len(scales[0]) == 6
+    assert scales[0] == pytest.approx(scales[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

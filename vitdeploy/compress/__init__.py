@@ -26,6 +26,7 @@ SHARED_MODULES = (
     "block_error",
     "attention_folds",
     "attention_int8",
+    "attention_ranges",
     "budget",
 )
 """Modules of this package that are no step themselves: they measure, choose and correct."""

@@ -1,11 +1,8 @@
 """INT8 attention: which sites, with which ranges.
 
 Products of two activations gain speed only where a runtime fuses the whole attention, which
-TensorRT does. Ranges of q, k and v are the extremes over calibration images (a clip search gained
-0.04 dB on Swin). Nearly all noise is the softmax's, whose few large values share 127 codes with
-many small ones, so its largest code is searched. Each site is measured alone at the model's
-output, on other images than those that gave its ranges, and the quietest are taken while their
-noise stays small.
+TensorRT does. Each site is measured alone at the model's output, on other images than those that
+gave its ranges, and the quietest are taken while their noise stays small.
 """
 
 import math
@@ -15,17 +12,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.compress.budget import Budget
-from vitdeploy.compress.calibrate import (
-    Batches,
-    Probe,
-    RangeCandidate,
-    collect_range_errors,
-    collect_statistics,
-    limited,
+from vitdeploy.compress.attention_ranges import (
+    attention_ranges,
+    images_for_extremes,
+    images_in,
 )
+from vitdeploy.compress.budget import Budget
+from vitdeploy.compress.calibrate import Batches, limited
 from vitdeploy.compress.placement import relative_noise
-from vitdeploy.compress.sampling import spread
 from vitdeploy.errors import CompressionError, suggest
 from vitdeploy.graph.attention import AttentionGraphSite, find_attention
 from vitdeploy.graph.attention_qdq import (
@@ -45,14 +39,10 @@ NOISE_BESIDE_PRODUCTS = 0.5
 SMALL_NOISE = 2.5e-4
 """Or this much where q, k and v are not packed (TensorRT, which gains more by it): at 36 dB the
 small trained models (ViT, Swin, FastViT) agree on 99 % of images."""
-CEILINGS = (1.5, 1.25, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Of the largest softmax value that 16 images show: what is tried as the largest code, up to 1."""
 ATTENTION_IMAGES = 256
 """Calibration images in all; half of them give the ceilings, the others judge, and of both as many
 are read as the time allows. On few, ceilings are found that rare images pay for (vit-digits on
 OpenVINO: 44 dB on 16, 51 on 64, 60 on 256)."""
-_IMAGES = 16
-"""That give the extremes."""
 _JUDGED_TOGETHER = 4
 """Images in a run of the graph that judges; of the search's, as many as the time allows."""
 _CEILING_SHARE = 0.4
@@ -75,6 +65,8 @@ class AttentionRequest:
     """The FP32 model as it came, which is the reference."""
     folded: ir.Model
     """FP32 graph of the nodes and names of the quantised one."""
+    macs: float
+    """Of its products with weights, for one image."""
     scheme: QuantScheme
     batches: Batches
     budget: Budget
@@ -106,27 +98,29 @@ def quantize_attention_(quantized: ir.Model, request: AttentionRequest) -> Atten
     if not sites:
         return AttentionInt8(kept_float=tuple(kept))
     fitted, judged = _halves(request)
-    images = _cropped(request, spread(fitted, _IMAGES))
-    reason = _too_slow_reason(request, judged)
+    is_fixed = _is_fixed(request)
+    images = images_for_extremes(request.batches, request.macs, is_fixed=is_fixed)
+    reason = _too_slow_reason(request, images, judged)
     if request.pinned is None and reason is not None:
         return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
-    ranges = _ranges(sites, replace(request, batches=lambda: images))
-    ceilings = request.pinned or _ceilings(sites, ranges, replace(request, batches=fitted))
-    for site in sites:
-        softmax = _probes(site, request.scheme)[-1].value_name
-        ranges[softmax] = ActivationRange(0.0, ceilings[site.name])
+    ranges = attention_ranges(request.folded, sites, request.scheme, images)
     noise: dict[str, float] = {}
     chosen = [site.name for site in sites]
     if request.pinned is None:
-        measured = _measure(sites, ranges, quantized, replace(request, batches=judged))
+        is_over = request.budget.until(_CEILING_SHARE)
+        ranges.find_ceilings_(limited(fitted, ATTENTION_IMAGES, is_over))
+        measured = _measure(sites, ranges.judged, quantized, replace(request, batches=judged))
         if measured is None:
             reason = f"measuring its noise would take more than {request.budget.left:.3g} s"
             return AttentionInt8(kept_float=(*kept, *((site.name, reason) for site in sites)))
         noise, chosen = measured
+    else:
+        ranges.set_ceilings_(request.pinned)
     insert_attention_qdq_(
-        quantized, [site for site in sites if site.name in chosen], ranges, request.scheme
+        quantized, [site for site in sites if site.name in chosen], ranges.whole, request.scheme
     )
     kept += [(s.name, "its noise is out of proportion") for s in sites if s.name not in chosen]
+    ceilings = ranges.ceilings()
     return AttentionInt8({name: ceilings[name] for name in chosen}, tuple(kept), noise)
 
 
@@ -219,63 +213,22 @@ def _halves(request: AttentionRequest) -> tuple[Batches, Batches]:
         others = [
             {name: value[start : start + _JUDGED_TOGETHER] for name, value in feeds.items()}
             for feeds in others
-            for start in range(0, _count(feeds), _JUDGED_TOGETHER)
+            for start in range(0, images_in(feeds), _JUDGED_TOGETHER)
         ]
     return lambda: iter(listed[0::2]), lambda: iter(others)
 
 
-def _too_slow_reason(request: AttentionRequest, judged: Batches) -> str | None:
+def _too_slow_reason(
+    request: AttentionRequest, images: Sequence[Feeds], judged: Batches
+) -> str | None:
     """Return why not even all attention at once can be judged on one batch, or None."""
     budget = request.budget
-    runs = _RANGE_COST * _IMAGES + _RUN_COST * _RUNS_TOGETHER * _count(next(iter(judged())))
+    runs = _RANGE_COST * sum(map(images_in, images))
+    runs += _RUN_COST * _RUNS_TOGETHER * images_in(next(iter(judged())))
     seconds = runs * budget.image_seconds + _BUILDS * budget.build_seconds
     if budget.left > 0 and seconds <= budget.left:
         return None
     return f"measuring its noise would take more than {budget.left:.3g} s"
-
-
-def _ranges(
-    sites: Sequence[AttentionGraphSite], request: AttentionRequest
-) -> dict[str, ActivationRange]:
-    """Return the extremes of all operands by value name."""
-    probes = [probe for site in sites for probe in _probes(site, request.scheme)]
-    unique = {probe.value_name: probe for probe in probes}
-    statistics = collect_statistics(request.folded, list(unique.values()), request.batches)
-    return {name: found.range for name, found in statistics.items()}
-
-
-def _ceilings(
-    sites: Sequence[AttentionGraphSite],
-    ranges: Mapping[str, ActivationRange],
-    request: AttentionRequest,
-) -> dict[str, float]:
-    """Return by site the softmax value to end the codes at, for the least error."""
-    probes = {site.name: _probes(site, request.scheme)[-1] for site in sites}
-    tried = {
-        name: sorted({min(ranges[probe.value_name].high * share, 1.0) for share in CEILINGS})
-        for name, probe in probes.items()
-    }
-    candidates = {
-        probe: [RangeCandidate(ActivationRange(0.0, top)) for top in tried[name]]
-        for name, probe in probes.items()
-    }
-    is_over = request.budget.until(_CEILING_SHARE)
-    seen = limited(request.batches, ATTENTION_IMAGES, is_over)
-    errors = collect_range_errors(request.folded, candidates, request.scheme, seen)
-    return {
-        name: tried[name][int(np.argmin(errors[probe.value_name].sum(axis=1)))]
-        for name, probe in probes.items()
-    }
-
-
-def _probes(site: AttentionGraphSite, scheme: QuantScheme) -> list[Probe]:
-    """Return a probe of each of the site's `operands`."""
-    values = [node.inputs[index] for node, index in operands(site, scheme)]
-    return [
-        Probe(str(v.name), -1, len(v.shape) if v.shape is not None else 4)
-        for v in values
-        if v is not None
-    ]
 
 
 def _measure(
@@ -325,7 +278,7 @@ def _measure(
             # one image ranks the sites, and one batch judges where there is no time for more
             feeds, off = read[0]
             alone = read[:1] if _is_fixed(request) else [(_first(feeds), _first(off))]
-            ranking = len(names) * _count(alone[0][0]) / _count(feeds)
+            ranking = len(names) * images_in(alone[0][0]) / images_in(feeds)
             whole = read[: int((request.budget.left / seconds - ranking) / sets)]
             if not whole:
                 return None
@@ -363,25 +316,10 @@ def _with_switches(
     return copy
 
 
-def _cropped(request: AttentionRequest, batches: Sequence[Feeds]) -> list[Feeds]:
-    """Return as many images of each batch as make 16 in all, or where its size is fixed all.
-
-    How many does not depend on the time left, so that a run with pinned choices sees the same.
-    """
-    if _is_fixed(request):
-        return list(batches)
-    each = -(-_IMAGES // len(batches))
-    return [{name: value[:each] for name, value in feeds.items()} for feeds in batches]
-
-
 def _is_fixed(request: AttentionRequest) -> bool:
     """Return whether the graph takes batches of one size only."""
     shape = request.folded.graph.inputs[0].shape
     return shape is not None and isinstance(shape[0], int)
-
-
-def _count(feeds: Feeds) -> int:
-    return len(next(iter(feeds.values())))
 
 
 def _first(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -149,7 +149,9 @@ def quantize_int8(
         budget.reserved = 0.0
         attention = quantize_attention_(
             quantized,
-            AttentionRequest(model, folded.model, scheme, many, budget, known),
+            AttentionRequest(
+                model, folded.model, sum(folded.macs.values()), scheme, many, budget, known
+            ),
         )
     found = folded.found
     result = Int8Result(
