@@ -47,6 +47,7 @@ def quantize(
 def any_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models are noisier than trained ones; the noise limit has its own test."""
     monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
+    monkeypatch.setattr(attention_int8, "PACKED_NOISE", 100.0)
 
 
 def operands(model: ir.Model) -> list[list[ir.Node]]:
@@ -81,7 +82,7 @@ def test_all_four_operands_are_quantised(family: str, any_noise: None):
 
 def test_a_noisy_site_stays_float_throughout(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention_int8, "SMALL_NOISE", 0.0)
-    monkeypatch.setattr(attention_int8, "NOISE_BESIDE_PRODUCTS", 0.0)
+    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 0.0)
     result = quantize("vit")
     assert operands_in_int8(result.model) == [0, 0]
     assert [reason for _, reason in result.attention.kept_float] == [
@@ -95,7 +96,7 @@ def test_it_is_judged_on_other_images_than_those_that_gave_its_ranges(
     monkeypatch.setattr(int8, "mixed", lambda batches, _: list(batches()))
     # 48 dB: what images like those of the ranges stay far below, and others do not
     monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.5e-5)
-    monkeypatch.setattr(attention_int8, "NOISE_BESIDE_PRODUCTS", 0.0)
+    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 0.0)
     blank, shown = np.zeros_like(PIXELS[:2]), PIXELS[2:]
     assert len(quantize("vit", images=(shown, blank)).attention.ceilings) == 2
     surprised = quantize("vit", images=(blank, shown)).attention
@@ -206,6 +207,16 @@ def test_packed_attention_has_one_symmetric_range_for_q_k_and_v(any_noise: None)
         (quantize_node,) = quantizers
         zero = quantize_node.inputs[2].const_value.numpy()
         assert (zero.dtype, int(zero)) == (np.int8, 0)
+
+
+def test_packed_attention_may_add_a_small_share_of_the_noise_of_products(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
+    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 100.0)
+    assert list(quantize("vit", **PACKED).attention.ceilings) == ["blocks.1.attn"]
+    monkeypatch.setattr(attention_int8, "PACKED_NOISE", 100.0)
+    assert len(quantize("vit", **PACKED).attention.ceilings) == 2
 
 
 def site_output(product: ir.Node) -> ir.Value:
