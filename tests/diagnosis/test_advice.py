@@ -1,5 +1,6 @@
 """What is advised, for which evidence."""
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -109,18 +110,18 @@ def test_clipping_outliers_and_overflow_are_told():
     assert any("exceed FP16's 65504" in line for line in lines)
 
 
-def test_names_are_escaped_in_html():
+def page_of(row: SiteRow) -> str:
     part = PartDiagnosis(
         part="model",
         output_db=20.0,
-        sites=(site("<script>alert(1)</script>"),),
+        sites=(row,),
         blocks=(),
         norms=(),
         coverage=Coverage(weights_percent=100.0, all_percent=90.0),
         fp16=(),
         advice=Advice(expected_db_reason="none", lines=("<b>",)),
     )
-    page = render(
+    return render(
         Diagnosis(
             vitdeploy_version="0",
             model="m & n",
@@ -130,7 +131,21 @@ def test_names_are_escaped_in_html():
             parts=(part,),
         )
     )
+
+
+def test_names_are_escaped_in_html():
+    page = page_of(site("<script>alert(1)</script>"))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "m &amp; n" in page
     assert page.count("<rect") == 2
+
+
+def test_the_note_beside_the_longest_bar_ends_within_the_plot():
+    row = site("a", share=100.0).model_copy(update={"made_db": 70.0})
+    page = page_of(row)
+    (width,) = re.findall(r'viewBox="0 0 (\d+) ', page)
+    (start, note) = re.findall(r'<text x="([\d.]+)" y="14">([^<]*)<', page)[-1]
+    assert note == "70.0 dB, 100 % of the error"
+    pixels_a_letter = 6.5  # 12 px sans serif
+    assert float(start) + pixels_a_letter * len(note) <= float(width)

@@ -9,6 +9,8 @@ _BARS = 20
 _ROW_PX = 22
 _LABEL_PX = 320
 _BAR_PX = 420
+_NOTE_PX = 190
+"""Beside a bar: "60.0 dB, 100 % of the error"."""
 _BEST_DB = 60.0
 """Where the axis of the bars ends; more is rounding."""
 _STYLE = """
@@ -120,7 +122,7 @@ def _plot(sites: Sequence[SiteRow]) -> str:
     """Return two bars a product, the shorter the worse: SQNR it makes, and in the INT8 model."""
     shown = [row for row in sites if row.is_int8][:_BARS]
     height = _ROW_PX * len(shown) + 24
-    width = _LABEL_PX + _BAR_PX + 120
+    width = _LABEL_PX + _BAR_PX + _NOTE_PX
     bars = "".join(_bars(row, number) for number, row in enumerate(shown))
     legend = (
         f'<text x="{_LABEL_PX}" y="{height - 6}">red: made here; grey: in the INT8 model; '
