@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,6 @@ def quantized_model(named: str, precision: str) -> tuple[Any, float | None]:
 
     The share is of the products with weights; small convolutions and single rows have no Q/DQ.
     """
-    from vitdeploy.compress import attention_int8
     from vitdeploy.compress.int8 import quantize_int8
     from vitdeploy.models import load
     from vitdeploy.models.spec import LoadOptions
@@ -141,12 +141,13 @@ def quantized_model(named: str, precision: str) -> tuple[Any, float | None]:
     model = onnx_from_part(part, pixels, "dynamic", OPSET)
     if precision != "int8":
         return model, None
-    attention_int8.SMALL_NOISE = float("inf")  # random weights say nothing of noise
+    # random weights say nothing of noise
+    scheme = replace(quant_scheme(), attention_noise_floor=float("inf"))
     section = Int8Section(
         placement="all", folds="off", clip="minmax", rounding="nearest", search_seconds=3600
     )
     feeds = [{part.inputs[0].name: pixels[:1]}]
-    found = quantize_int8(model, quant_scheme(), lambda: iter(feeds), section)
+    found = quantize_int8(model, scheme, lambda: iter(feeds), section)
     return found.model, found.int8_macs_percent
 
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.graph.exactness import canonical
-from vitdeploy.compress import attention_int8, int8
+from vitdeploy.compress import int8
 from vitdeploy.compress.attention_int8 import quietest
 from vitdeploy.compress.int8 import Int8Result, quantize_int8
 from vitdeploy.errors import CompressionError
@@ -21,6 +21,7 @@ SCHEME = {
     "splits_qkv": True,
     "most_int8_attention_tokens": 512,
     "int8_attention_head_dims": (16,),
+    "attention_noise_floor": 1.0,  # random models are noisier than trained ones
 }
 PIXELS = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 OPTIONS = {"placement": "all", "folds": "off", "clip": "minmax", "rounding": "nearest"}
@@ -43,13 +44,6 @@ def quantize(
     )
 
 
-@pytest.fixture
-def any_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random models are noisier than trained ones; the noise limit has its own test."""
-    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
-    monkeypatch.setattr(attention_int8, "PACKED_NOISE", 100.0)
-
-
 def operands(model: ir.Model) -> list[list[ir.Node]]:
     """By attention: what its four operands come from, the softmax third."""
     found = []
@@ -68,7 +62,7 @@ def operands_in_int8(model: ir.Model) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["vit", "hf_dinov2"])
-def test_all_four_operands_are_quantised(family: str, any_noise: None):
+def test_all_four_operands_are_quantised(family: str):
     result = quantize(family)
     assert operands_in_int8(result.model) == [4, 4]
     assert all(0 < ceiling <= 1 for ceiling in result.attention.ceilings.values())
@@ -80,10 +74,8 @@ def test_all_four_operands_are_quantised(family: str, any_noise: None):
     assert 10 * np.log10(np.square(x).sum() / np.square(x - y).sum()) > 20
 
 
-def test_a_noisy_site_stays_float_throughout(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 0.0)
-    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 0.0)
-    result = quantize("vit")
+def test_a_noisy_site_stays_float_throughout():
+    result = quantize("vit", attention_noise_floor=0.0)
     assert operands_in_int8(result.model) == [0, 0]
     assert [reason for _, reason in result.attention.kept_float] == [
         "its noise is out of proportion"
@@ -95,16 +87,15 @@ def test_it_is_judged_on_other_images_than_those_that_gave_its_ranges(
 ):
     monkeypatch.setattr(int8, "mixed", lambda batches, _: list(batches()))
     # 48 dB: what images like those of the ranges stay far below, and others do not
-    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.5e-5)
-    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 0.0)
+    limit = {"attention_noise_floor": 1.5e-5}
     blank, shown = np.zeros_like(PIXELS[:2]), PIXELS[2:]
-    assert len(quantize("vit", images=(shown, blank)).attention.ceilings) == 2
-    surprised = quantize("vit", images=(blank, shown)).attention
+    assert len(quantize("vit", images=(shown, blank), **limit).attention.ceilings) == 2
+    surprised = quantize("vit", images=(blank, shown), **limit).attention
     assert max(surprised.noise.values()) > 1e-4
     assert len(surprised.ceilings) < 2
 
 
-def test_the_extremes_are_of_both_halves(monkeypatch: pytest.MonkeyPatch, any_noise: None):
+def test_the_extremes_are_of_both_halves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(int8, "mixed", lambda batches, _: list(batches()))
     blank, shown = np.zeros_like(PIXELS[:2]), PIXELS[2:]
     scales = [
@@ -126,20 +117,20 @@ def test_the_extremes_are_of_both_halves(monkeypatch: pytest.MonkeyPatch, any_no
         ({"int8_attention_head_dims": (32, 64)}, "heads of 16 channels"),
     ],
 )
-def test_what_does_not_fuse_stays_float(scheme: dict, reason: str, any_noise: None):
+def test_what_does_not_fuse_stays_float(scheme: dict, reason: str):
     result = quantize("vit", **scheme)
     assert operands_in_int8(result.model) == [0, 0]
     assert all(reason in seen for _, seen in result.attention.kept_float)
 
 
-def test_attention_before_a_float_layer_stays_float(any_noise: None):
+def test_attention_before_a_float_layer_stays_float():
     result = quantize("vit", options={"keep_float": ("*.0.attn.proj/*",)})
     assert operands_in_int8(result.model) == [0, 4]
     ((_, reason),) = result.attention.kept_float
     assert "the layer after it is float" in reason
 
 
-def test_attention_with_relative_position_counts_its_windows(any_noise: None):
+def test_attention_with_relative_position_counts_its_windows():
     result = quantize("swin", int8_attention_head_dims=(12,))
     assert len(result.attention.ceilings) == 3
 
@@ -150,13 +141,13 @@ def test_a_scheme_without_int8_attention_changes_none():
     assert result.choices.attention_int8 == {}
 
 
-def test_no_time_to_measure_leaves_it_float(any_noise: None):
+def test_no_time_to_measure_leaves_it_float():
     result = quantize("vit", options={"search_seconds": 0.0})
     assert operands_in_int8(result.model) == [0, 0]
     assert "would take more than 0 s" in result.attention.kept_float[0][1]
 
 
-def test_pinned_choices_give_the_same_graph(any_noise: None):
+def test_pinned_choices_give_the_same_graph():
     first = quantize("vit")
     again = quantize("vit", pinned=first.choices)
     one, other = (
@@ -166,7 +157,7 @@ def test_pinned_choices_give_the_same_graph(any_noise: None):
     assert again.attention.noise == {}
 
 
-def test_refuses_a_pin_that_fits_nothing(any_noise: None):
+def test_refuses_a_pin_that_fits_nothing():
     with pytest.raises(CompressionError, match=r"attention 'blocks\.9\.attn'"):
         quantize("vit", pinned=Int8Choices(attention_int8={"blocks.9.attn": 1.0}))
 
@@ -191,7 +182,7 @@ PACKED = {
 }
 
 
-def test_packed_attention_has_one_symmetric_range_for_q_k_and_v(any_noise: None):
+def test_packed_attention_has_one_symmetric_range_for_q_k_and_v():
     result = quantize("vit", **PACKED)
     assert len(result.attention.ceilings) == 2
     # The split into q, k and v comes behind the one pair, so the products see no pair of their own.
@@ -209,14 +200,10 @@ def test_packed_attention_has_one_symmetric_range_for_q_k_and_v(any_noise: None)
         assert (zero.dtype, int(zero)) == (np.int8, 0)
 
 
-def test_packed_attention_may_add_a_small_share_of_the_noise_of_products(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
-    monkeypatch.setattr(attention_int8, "UNPACKED_NOISE", 100.0)
-    assert list(quantize("vit", **PACKED).attention.ceilings) == ["blocks.1.attn"]
-    monkeypatch.setattr(attention_int8, "PACKED_NOISE", 100.0)
-    assert len(quantize("vit", **PACKED).attention.ceilings) == 2
+@pytest.mark.parametrize(("share", "sites"), [(0.0, 0), (0.1, 1), (100.0, 2)])
+def test_it_may_add_a_share_of_the_noise_of_products(share: float, sites: int):
+    result = quantize("vit", **PACKED, attention_noise_floor=0.0, attention_noise_share=share)
+    assert len(result.attention.ceilings) == sites
 
 
 def site_output(product: ir.Node) -> ir.Value:
@@ -232,7 +219,7 @@ def site_output(product: ir.Node) -> ir.Value:
         ("hf_dinov2", "q, k and v do not reach their products as one layer gives them"),
     ],
 )
-def test_what_cannot_be_packed_stays_in_float(family: str, reason: str, any_noise: None):
+def test_what_cannot_be_packed_stays_in_float(family: str, reason: str):
     result = quantize(family, **PACKED)
     assert not result.attention.ceilings
     assert {why for _, why in result.attention.kept_float} == {reason}

